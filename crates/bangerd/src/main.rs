@@ -1,2 +1,5 @@
-//! (written next)
+//! The owner daemon, and with `bangerd supervise` the supervisor of one vm.
+
+mod plan;
+
 fn main() {}

@@ -1,0 +1,1 @@
+//! QMP, QEMU's control protocol.

@@ -1,0 +1,444 @@
+//! CLI and daemon.
+//!
+//! One connection is one operation: the client sends a [`Call`], the daemon sends [`Event`]s and ends with
+//! `Done` or `Failed`. Closing the connection cancels the operation, and what it had made is removed.
+
+use crate::bytes::ByteString;
+use crate::error::WireError;
+use crate::guest::Timing;
+use crate::names::{ImageName, KernelName, VmId, VmName};
+use crate::size::Mebibytes;
+use serde::{Deserialize, Serialize};
+
+/// Greeting and request in one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Call {
+    /// The client's build; the daemon refuses another one (except `DaemonStop` and `DaemonStatus`).
+    pub build: String,
+    /// What is wanted.
+    pub request: Request,
+}
+
+/// What a client asks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Request {
+    /// Creates a vm and starts it; ends with `Outcome::Started`.
+    VmRun(Box<VmSpec>),
+    /// Creates a vm without starting it; ends with `Outcome::Created`.
+    VmCreate(Box<VmSpec>),
+    /// Says what `VmRun` would do; ends with `Outcome::Plan`.
+    VmPlan(Box<VmSpec>),
+    /// Starts an existing vm; ends with `Outcome::Started`.
+    VmStart {
+        /// Name, id or unique id prefix.
+        vm: String,
+        /// What to wait for.
+        wait: Wait,
+    },
+    /// Stops a vm in order, by force after the grace period.
+    VmStop {
+        /// Name, id or unique id prefix.
+        vm: String,
+        /// Grace period in milliseconds.
+        grace_ms: u64,
+    },
+    /// Ends a vm at once.
+    VmKill {
+        /// Name, id or unique id prefix.
+        vm: String,
+    },
+    /// Deletes a vm and its disk; a running one is ended first when `force`.
+    VmDelete {
+        /// Name, id or unique id prefix.
+        vm: String,
+        /// Delete a running one too.
+        force: bool,
+    },
+    /// Lists all vms; ends with `Outcome::Vms`.
+    VmList,
+    /// Shows one vm; ends with `Outcome::Vm`.
+    VmShow {
+        /// Name, id or unique id prefix.
+        vm: String,
+    },
+    /// Streams the console as data on channel 1.
+    VmLogs {
+        /// Name, id or unique id prefix.
+        vm: String,
+        /// Only the last lines.
+        lines: Option<usize>,
+        /// Go on until the vm has ended or the client leaves.
+        follow: bool,
+    },
+    /// Deletes every vm that is not running; ends with `Outcome::Pruned`.
+    VmPrune {
+        /// Only say what would go.
+        dry_run: bool,
+    },
+    /// Pulls an image by catalog name or OCI reference; ends with `Outcome::Image`.
+    ImagePull {
+        /// Catalog name or reference.
+        reference: String,
+        /// The name in the store; made from the reference when absent.
+        name: Option<ImageName>,
+        /// The kernel its vms boot; the default one when absent.
+        kernel: Option<KernelName>,
+    },
+    /// Lists images; ends with `Outcome::Images`.
+    ImageList,
+    /// Shows an image; ends with `Outcome::Image`.
+    ImageShow {
+        /// Its name, or the reference it was pulled by.
+        image: String,
+    },
+    /// Deletes an image; refused while a vm uses it.
+    ImageDelete {
+        /// Its name, or the reference it was pulled by.
+        image: String,
+    },
+    /// Pulls a kernel by catalog name; ends with `Outcome::Kernel`.
+    KernelPull {
+        /// Catalog name.
+        name: KernelName,
+    },
+    /// Lists kernels; ends with `Outcome::Kernels`.
+    KernelList,
+    /// Shows a kernel; ends with `Outcome::Kernel`.
+    KernelShow {
+        /// Its name.
+        name: KernelName,
+    },
+    /// Deletes a kernel; refused while a vm uses it.
+    KernelDelete {
+        /// Its name.
+        name: KernelName,
+    },
+    /// Checks the machine; one `Event::Check` each, the last boots a vm. Ends with `Outcome::Done`.
+    Doctor,
+    /// What the daemon is doing; ends with `Outcome::Daemon`.
+    DaemonStatus,
+    /// Ends the daemon; vms go on.
+    DaemonStop,
+}
+
+/// What a user asked a vm to be. Absent values take the configured defaults.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct VmSpec {
+    /// Its name; made up when absent.
+    pub name: Option<VmName>,
+    /// Image name or OCI reference.
+    pub image: Option<String>,
+    /// Kernel name.
+    pub kernel: Option<KernelName>,
+    /// Virtual processors.
+    pub vcpu: Option<u32>,
+    /// Memory.
+    pub memory: Option<Mebibytes>,
+    /// Size of the vm's own disk.
+    pub disk_size: Option<Mebibytes>,
+    /// Outbound network.
+    pub net: Option<NetMode>,
+    /// Which VMM.
+    pub vmm: Option<VmmChoice>,
+    /// Deleted once the command or session has ended.
+    pub rm: bool,
+    /// Environment of every session of this vm.
+    pub env: Vec<(ByteString, ByteString)>,
+    /// What to wait for.
+    pub wait: Wait,
+}
+
+/// What "ready" means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Wait {
+    /// Commands can be run.
+    #[default]
+    Agent,
+    /// The image's init has finished starting.
+    Boot,
+}
+
+/// Outbound network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NetMode {
+    /// The public internet and DNS, nothing private.
+    Internet,
+    /// Nothing.
+    None,
+    /// Everything the host reaches.
+    Full,
+}
+
+/// Which VMM to use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum VmmChoice {
+    /// Firecracker where KVM works, else QEMU.
+    Auto,
+    /// Firecracker.
+    Firecracker,
+    /// QEMU.
+    Qemu,
+}
+
+/// What the daemon tells while it works.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Event {
+    /// The vm that will be made, before anything slow begins.
+    Planned(PlanSummary),
+    /// A step began.
+    Step {
+        /// A short phrase, such as `pull debian-bookworm`.
+        label: String,
+    },
+    /// The current step moved on.
+    Progress {
+        /// Bytes done.
+        done: u64,
+        /// Bytes in all, where known.
+        total: Option<u64>,
+    },
+    /// One line the user should see; the operation goes on.
+    Warning {
+        /// The line.
+        text: String,
+    },
+    /// One finished check of `Doctor`.
+    Check(Check),
+    /// The operation succeeded.
+    Done(Box<Outcome>),
+    /// The operation failed.
+    Failed(WireError),
+}
+
+/// The line before the progress.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlanSummary {
+    /// The vm's name.
+    pub name: VmName,
+    /// Virtual processors.
+    pub vcpu: u32,
+    /// Memory.
+    pub memory: Mebibytes,
+    /// Size of its own disk.
+    pub disk_size: Mebibytes,
+    /// Image as the store calls it.
+    pub image: String,
+    /// Kernel as the store calls it.
+    pub kernel: KernelName,
+    /// `qemu` or `firecracker`.
+    pub vmm: String,
+    /// Outbound network.
+    pub net: NetMode,
+    /// True when the processor is emulated in software.
+    pub emulated: bool,
+    /// True when the image has to be pulled first.
+    pub pull_image: bool,
+    /// True when the kernel has to be pulled first.
+    pub pull_kernel: bool,
+}
+
+/// What an operation ended with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    /// Nothing to tell.
+    Done,
+    /// A vm is up.
+    Started(StartedVm),
+    /// A vm exists.
+    Created(VmView),
+    /// What would be done.
+    Plan(PlanSummary),
+    /// One vm.
+    Vm(VmView),
+    /// All vms.
+    Vms(Vec<VmView>),
+    /// What was, or would be, pruned.
+    Pruned(Pruned),
+    /// One image.
+    Image(ImageView),
+    /// All images.
+    Images(Vec<ImageView>),
+    /// One kernel.
+    Kernel(KernelView),
+    /// All kernels.
+    Kernels(Vec<KernelView>),
+    /// The daemon.
+    Daemon(DaemonView),
+}
+
+/// A vm that is up.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StartedVm {
+    /// The vm.
+    pub vm: VmView,
+    /// Its supervisor's socket.
+    pub socket: String,
+    /// What took how long, host and guest.
+    pub timings: Vec<Timing>,
+    /// From the request to now, without pulls, in milliseconds.
+    pub ready_ms: u64,
+}
+
+/// A vm as the daemon knows it; also the shape of `--json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmView {
+    /// Id.
+    pub id: VmId,
+    /// Name.
+    pub name: VmName,
+    /// State.
+    pub state: VmState,
+    /// Why the state is `error`.
+    pub error: Option<String>,
+    /// Image name.
+    pub image: String,
+    /// Kernel name.
+    pub kernel: String,
+    /// Virtual processors.
+    pub vcpu: u32,
+    /// Memory in MiB.
+    pub memory: Mebibytes,
+    /// Limit of its own disk in MiB.
+    pub disk_size: Mebibytes,
+    /// Bytes its own disk uses on the host.
+    pub disk_used_bytes: u64,
+    /// Outbound network.
+    pub net: NetMode,
+    /// `qemu` or `firecracker`.
+    pub vmm: String,
+    /// The VMM's process id.
+    pub vmm_pid: Option<i32>,
+    /// The guest kernel's boot id, while running.
+    pub boot_id: Option<String>,
+    /// Unix time of creation, seconds.
+    pub created: i64,
+    /// Deleted once its command or session has ended.
+    pub rm: bool,
+    /// The vm's directory: disk, console log, socket.
+    pub dir: String,
+    /// The supervisor's socket.
+    pub socket: String,
+    /// The guest kernel's command line.
+    pub cmdline: Option<String>,
+    /// How often the last boot was restarted because nothing was heard of it.
+    pub watchdog_restarts: u32,
+}
+
+/// State of a vm.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum VmState {
+    /// Made, never started.
+    Created,
+    /// On its way up.
+    Starting,
+    /// Up.
+    Running,
+    /// On its way down.
+    Stopping,
+    /// Down.
+    Stopped,
+    /// A boot failed.
+    Error,
+}
+
+/// What `prune` did.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pruned {
+    /// The vms.
+    pub vms: Vec<VmView>,
+    /// Bytes given back.
+    pub freed_bytes: u64,
+}
+
+/// An image as the store knows it; also the shape of `--json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageView {
+    /// Name.
+    pub name: ImageName,
+    /// Where it came from.
+    pub source: String,
+    /// Digest of the manifest or of the package set.
+    pub digest: String,
+    /// Architecture.
+    pub arch: String,
+    /// Unix time, seconds.
+    pub created: i64,
+    /// Size of the filesystem.
+    pub size_bytes: u64,
+    /// Bytes it uses on the host.
+    pub disk_bytes: u64,
+    /// The init the image brings, if any.
+    pub init: Option<String>,
+    /// Vms that use it.
+    pub used_by: Vec<VmName>,
+}
+
+/// A kernel as the store knows it; also the shape of `--json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KernelView {
+    /// Name.
+    pub name: KernelName,
+    /// Release, as `uname -r` prints it.
+    pub release: String,
+    /// Package version or source.
+    pub version: String,
+    /// Architecture.
+    pub arch: String,
+    /// Unix time, seconds.
+    pub created: i64,
+    /// Bytes it uses on the host.
+    pub disk_bytes: u64,
+    /// Vms that use it.
+    pub used_by: Vec<VmName>,
+}
+
+/// The daemon.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DaemonView {
+    /// Process id.
+    pub pid: u32,
+    /// Build.
+    pub build: String,
+    /// Unix time of its start, seconds.
+    pub started: i64,
+    /// Vms that run.
+    pub running: usize,
+    /// The state directory.
+    pub state_dir: String,
+    /// The cache directory.
+    pub cache_dir: String,
+    /// Its log file.
+    pub log: String,
+}
+
+/// One check of `doctor`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Check {
+    /// What was looked at.
+    pub name: String,
+    /// How it is.
+    pub verdict: Verdict,
+    /// What was found.
+    pub detail: String,
+    /// The command that mends it.
+    pub hint: Option<String>,
+}
+
+/// Outcome of a check.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verdict {
+    /// Good.
+    Pass,
+    /// Works, but less well than it could.
+    Warn,
+    /// Must be mended.
+    Fail,
+}

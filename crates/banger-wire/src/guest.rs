@@ -1,0 +1,211 @@
+//! Supervisor and guest agent.
+//!
+//! Session 0 carries [`HostMessage`] and [`GuestMessage`]. The host opens every other session with
+//! [`HostMessage::Open`]; ids are the host's to choose and are not reused within a connection. After that the
+//! session's own messages ([`SessionControl`](crate::exec::SessionControl),
+//! [`SessionEvent`](crate::exec::SessionEvent)) and data travel with its id until one side sends `Close`.
+//!
+//! Order of a boot: the agent sends `SYNC` and `Hello` until it is answered; the host sends `SYNC` and
+//! `Configure`; the agent mounts the vm's disk and the overlay, configures, starts the image's init, and sends
+//! `Configured`. Nothing of the vm's identity is known to the guest before `Configure`.
+
+use crate::bytes::ByteString;
+use crate::exec::ExecSpec;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+/// Raised when the meaning of a message changes; a vm keeps the agent it was born with.
+pub const GENERATION: u32 = 1;
+/// Name of the virtio-serial port, found in `/sys/class/virtio-ports/*/name`.
+pub const PORT_NAME: &str = "banger.0";
+/// Time between two `Heartbeat`s of the host. The agent steps its clock when it is off by more than a second.
+pub const HEARTBEAT_MS: u64 = 10_000;
+
+/// Agent to host, session 0.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum GuestMessage {
+    /// The agent is up; repeated until `Configure` arrives.
+    Hello(Hello),
+    /// The root filesystem is in place, the network is up, sessions may be opened; init is being started.
+    Configured {
+        /// What took how long.
+        timings: Vec<Timing>,
+    },
+    /// A step of the configuration failed; the agent stays reachable.
+    ConfigureFailed {
+        /// The step, such as `mount disk`.
+        stage: String,
+        /// Why.
+        message: String,
+    },
+    /// The image's init reported that start-up is finished (systemd's `READY=1`).
+    InitReady,
+    /// The guest goes down on its own or as asked; written data is on the disk.
+    GoingDown {
+        /// True when the guest asked for a reboot.
+        reboot: bool,
+    },
+    /// Answers a host `Ping` with its number.
+    Pong {
+        /// The number.
+        seq: u64,
+    },
+    /// Answers `Sync`: everything written before is on the disk.
+    Synced,
+}
+
+/// The first thing an agent says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// The agent's protocol generation.
+    pub generation: u32,
+    /// Random, new for every boot of the agent.
+    pub nonce: u64,
+    /// The guest kernel's boot id.
+    pub boot_id: String,
+    /// The guest kernel's release.
+    pub kernel: String,
+    /// Milliseconds since the kernel started.
+    pub uptime_ms: u64,
+    /// What took how long before this.
+    pub timings: Vec<Timing>,
+}
+
+/// One measured step.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Timing {
+    /// The step.
+    pub stage: String,
+    /// How long it took, in milliseconds.
+    pub ms: u64,
+}
+
+/// Host to agent, session 0.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HostMessage {
+    /// Everything that makes this guest this vm.
+    Configure(Box<GuestConfig>),
+    /// Opens a session.
+    Open {
+        /// Its id.
+        session: u32,
+        /// What it is.
+        what: SessionKind,
+    },
+    /// The host's time; sent regularly.
+    Heartbeat {
+        /// Nanoseconds since the Unix epoch.
+        unix_ns: u64,
+    },
+    /// Asks for a `Pong`.
+    Ping {
+        /// Echoed.
+        seq: u64,
+    },
+    /// Asks that everything written is put on the disk; answered by `Synced`.
+    Sync,
+    /// Asks for an orderly shutdown: sync, then the init's own way, then power off.
+    Shutdown {
+        /// Reboot the vm instead of ending it.
+        reboot: bool,
+    },
+}
+
+/// What a session is for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SessionKind {
+    /// Runs a command; see [`crate::exec`].
+    Exec(Box<ExecSpec>),
+    /// Streams the changes made over the image as an OCI layer (uncompressed tar with whiteouts) on the stdout
+    /// channel, then `SessionEvent::Exited`. Only on a vm that was booted with `InitMode::AgentOnly`.
+    ExportChanges,
+}
+
+/// What becomes of the image's init.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum InitMode {
+    /// Run the image's init when there is one (the path is looked up by the agent), else stay the first process.
+    Auto,
+    /// Never run it: the agent stays the first process.
+    AgentOnly,
+}
+
+/// Everything that makes a guest this vm and not another.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestConfig {
+    /// Host name, also written to `/etc/hostname` and `/etc/hosts`.
+    pub hostname: String,
+    /// Thirty-two hexadecimal digits.
+    pub machine_id: String,
+    /// The host's time, nanoseconds since the Unix epoch.
+    pub unix_ns: u64,
+    /// Random bytes for the guest's pool.
+    pub entropy: ByteString,
+    /// The network, or none for a guest without one (only loopback is up then).
+    #[serde(default)]
+    pub network: Option<GuestNetwork>,
+    /// What becomes of init.
+    pub init: InitMode,
+    /// The image's environment, the base of every session's.
+    #[serde(default)]
+    pub env: Vec<(ByteString, ByteString)>,
+    /// The image's working directory, for commands without one of their own.
+    #[serde(default)]
+    pub workdir: Option<ByteString>,
+    /// The image's user, for commands without one of their own.
+    #[serde(default)]
+    pub user: Option<String>,
+    /// Which drive is which, by virtio serial number.
+    pub drives: GuestDrives,
+}
+
+/// The guest finds its drives by their position: `/dev/vda`, `/dev/vdb`, `/dev/vdc`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestDrives {
+    /// The image, read-only.
+    pub image: String,
+    /// Filesystem type of the image.
+    pub image_fs: String,
+    /// The vm's own disk.
+    pub disk: String,
+    /// The kernel's module tree, read-only.
+    #[serde(default)]
+    pub modules: Option<String>,
+}
+
+/// The guest's network. The same for every vm, which is why a vm's memory can be restored many times.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestNetwork {
+    /// Hardware address of the interface to configure, as `52:54:…`.
+    pub mac: String,
+    /// The guest's address.
+    pub address: Ipv4Addr,
+    /// Its prefix length.
+    pub prefix_len: u8,
+    /// The way out, also the resolver.
+    pub gateway: Ipv4Addr,
+    /// The same for IPv6, where the host has it.
+    #[serde(default)]
+    pub ipv6: Option<GuestNetwork6>,
+    /// Search domains and other resolver lines are not passed on; only the resolver's address is.
+    pub resolver: Ipv4Addr,
+    /// Names that resolve without asking anybody.
+    #[serde(default)]
+    pub hosts: BTreeMap<String, Ipv4Addr>,
+}
+
+/// IPv6 part of [`GuestNetwork`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestNetwork6 {
+    /// The guest's address.
+    pub address: Ipv6Addr,
+    /// Its prefix length.
+    pub prefix_len: u8,
+    /// The way out.
+    pub gateway: Ipv6Addr,
+}

@@ -1,0 +1,125 @@
+//! A client (CLI or daemon) and a vm's supervisor, over the vm's own socket.
+//!
+//! One connection is one request. The client sends [`VmRequest`] as a message of session 0; the supervisor
+//! answers with [`VmEvent`]s. After `Accepted` to an `Open` the connection is the session: its frames carry
+//! session 0 in both directions, with [`SessionControl`](crate::exec::SessionControl) and
+//! [`SessionEvent`](crate::exec::SessionEvent) as messages, until `Close` or the end of the connection.
+
+use crate::guest::{Hello, SessionKind, Timing};
+use serde::{Deserialize, Serialize};
+
+/// Greeting and request in one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmCall {
+    /// The client's build; a supervisor of an older build adapts where it can and says so where it can't.
+    pub build: String,
+    /// What is wanted.
+    pub request: VmRequest,
+}
+
+/// What a client asks of a supervisor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum VmRequest {
+    /// Opens a session with the agent. Waits for `Configured` when the guest is still booting.
+    Open {
+        /// What it is.
+        what: SessionKind,
+        /// Whether this connection keeps the vm alive: when it ends, the supervisor ends the vm.
+        lease: bool,
+    },
+    /// Sends `State` now and at every change, until the vm has ended.
+    Watch,
+    /// Ends the vm in order; force after the grace period. Answered by `Ended`.
+    Stop {
+        /// Grace period in milliseconds.
+        grace_ms: u64,
+    },
+    /// Ends the VMM at once. Answered by `Ended`.
+    Kill,
+}
+
+/// What a supervisor tells a client.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum VmEvent {
+    /// The session is open; its frames follow.
+    Accepted,
+    /// The request was refused or failed; the connection ends.
+    Refused(crate::error::WireError),
+    /// Where the vm is now.
+    State(VmStatus),
+    /// The vm has ended.
+    Ended(VmEnd),
+}
+
+/// What the supervisor knows about its vm.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmStatus {
+    /// How far the boot is.
+    pub phase: Phase,
+    /// The VMM's process id as the host sees it; none before it was started.
+    pub vmm_pid: Option<i32>,
+    /// What the agent said first.
+    pub hello: Option<Hello>,
+    /// What took how long since the supervisor was spawned.
+    pub timings: Vec<Timing>,
+    /// How often the boot was restarted because nothing was heard of it.
+    pub watchdog_restarts: u32,
+    /// Why there is no way out to the network, when there should be one.
+    pub network_warning: Option<String>,
+    /// True once a lease was taken and while it is held.
+    pub leased: bool,
+}
+
+/// How far a boot is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Phase {
+    /// Namespaces, network, VMM are being made.
+    Preparing,
+    /// The VMM runs, the agent has not been heard of.
+    Booting,
+    /// The agent has said hello and is being configured.
+    Configuring,
+    /// Sessions can be opened.
+    Ready,
+    /// The image's init reported that it is done, or there is none.
+    InitReady,
+    /// The boot failed; the VMM may still run, for inspection.
+    Failed {
+        /// The stage, such as `agent silent`.
+        stage: String,
+        /// What happened.
+        cause: String,
+    },
+    /// On its way down.
+    Stopping,
+}
+
+/// How a vm ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmEnd {
+    /// Why.
+    pub reason: EndReason,
+    /// A sentence for a person.
+    pub detail: String,
+}
+
+/// Why a vm ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EndReason {
+    /// Asked to stop, and did.
+    Stopped,
+    /// Asked to stop and had to be forced, or was killed.
+    Killed,
+    /// Powered off from inside.
+    PoweredOff,
+    /// Rebooted from inside; the daemon starts it again.
+    Rebooted,
+    /// The lease ended.
+    LeaseEnded,
+    /// The VMM or the boot failed.
+    Failed,
+}

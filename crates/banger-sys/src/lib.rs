@@ -1,1 +1,7 @@
-//! (written next)
+//! Safe wrappers of the Linux calls banger needs. The only crate with `unsafe`.
+//!
+//! What rustix already offers safely is not repeated here.
+#![allow(unsafe_code, reason = "this crate is where it lives; each block says what makes it sound")]
+
+pub mod child;
+pub mod netif;

@@ -37,7 +37,9 @@ fn ci() -> anyhow::Result<()> {
         text.lines()
             .filter(|line| line.starts_with("test result:"))
             .flat_map(|line| line.split(';'))
-            .filter_map(|part| part.trim().strip_suffix(word)?.rsplit(' ').find(|w| !w.is_empty())?.parse::<u64>().ok())
+            .filter_map(|part| {
+                part.trim().strip_suffix(word)?.rsplit(' ').find(|w| !w.is_empty())?.parse::<u64>().ok()
+            })
             .sum()
     };
     println!("== skipped: {}", skipped.len());
@@ -51,7 +53,8 @@ fn ci() -> anyhow::Result<()> {
 
 fn step(name: &str, args: &[&str]) -> anyhow::Result<()> {
     println!("== {name}");
-    let status = Command::new("cargo").args(args).status().with_context(|| format!("start cargo {}", args[0]))?;
+    let status =
+        Command::new("cargo").args(args).status().with_context(|| format!("start cargo {}", args[0]))?;
     if !status.success() {
         bail!("{name}: cargo {} failed", args.join(" "));
     }

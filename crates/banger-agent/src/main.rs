@@ -1,2 +1,39 @@
-//! (written next)
-fn main() {}
+//! banger inside the guest.
+//!
+//! The same static program is two processes. As `/init` of the initramfs it is process 1: it mounts the kernel's
+//! filesystems, loads the few modules the boot needs, starts the agent, and later becomes the image's init or stays
+//! and reaps ([`init`]). The agent ([`agent`]) talks to the host from before the image is mounted until the end;
+//! its name begins with `@`, which is how systemd knows to leave it alone.
+//!
+//! Nothing here resolves a name through the C library: that would load the guest's own libraries.
+
+mod agent;
+mod command;
+mod guest;
+mod init;
+mod link;
+mod port;
+mod session;
+mod users;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let mut args = std::env::args_os();
+    let name = args.next().unwrap_or_default();
+    let ended = match (name.to_str(), args.next().as_deref().and_then(|arg| arg.to_str())) {
+        (Some(init::AGENT_NAME), _) => agent::run_in_guest(),
+        (_, Some("--socket")) => agent::run_on_socket(&args.next().unwrap_or_default()),
+        _ if std::process::id() == 1 => init::run(),
+        _ => {
+            Err(std::io::Error::other("this is the first process of a banger vm; it does nothing elsewhere"))
+        }
+    };
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            init::log(&format!("{error}"));
+            ExitCode::FAILURE
+        }
+    }
+}

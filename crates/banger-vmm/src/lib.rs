@@ -6,6 +6,5 @@
 
 pub mod machine;
 pub mod qemu;
-pub mod qmp;
 
 pub use machine::{Drive, Launch, MachinePlan, NetDevice};

@@ -120,9 +120,6 @@ pub enum HostMessage {
 pub enum SessionKind {
     /// Runs a command; see [`crate::exec`].
     Exec(Box<ExecSpec>),
-    /// Streams the changes made over the image as an OCI layer (uncompressed tar with whiteouts) on the stdout
-    /// channel, then `SessionEvent::Exited`. Only on a vm that was booted with `InitMode::AgentOnly`.
-    ExportChanges,
 }
 
 /// What becomes of the image's init.

@@ -1,0 +1,163 @@
+//! The agent: greeting, configuration, then sessions until the end.
+
+use crate::command::Defaults;
+use crate::guest::{self, Failure};
+use crate::init;
+use crate::link::{self, Control, Incoming};
+use crate::port::Port;
+use banger_wire::frame::{Frame, Kind};
+use banger_wire::guest::{GENERATION, GuestConfig, GuestMessage, Hello, HostMessage, PORT_NAME, Timing};
+use std::ffi::OsStr;
+use std::io;
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
+
+/// Time between two greetings while the host is silent; it may connect late.
+const HELLO_EVERY: Duration = Duration::from_millis(250);
+/// A clock that is off by more is stepped; less is left to the guest's own time keeping.
+const CLOCK_STEP: Duration = Duration::from_secs(1);
+
+/// Runs as the agent of a vm, started by process 1.
+pub(crate) fn run_in_guest() -> io::Result<()> {
+    let _ = std::fs::write("/proc/self/oom_score_adj", "-1000");
+    run(|| Port::open(PORT_NAME), true)
+}
+
+/// Runs against a Unix socket on an ordinary machine, without touching it: for tests of the protocol.
+pub(crate) fn run_on_socket(path: &OsStr) -> io::Result<()> {
+    run(|| Port::new(std::os::unix::net::UnixStream::connect(path)?.into(), true), false)
+}
+
+fn run(open: impl FnOnce() -> io::Result<Port>, in_guest: bool) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    tokio::task::LocalSet::new().block_on(&runtime, async {
+        let (mut incoming, out) = link::open(open()?);
+        let Some(config) = greet(&mut incoming, &out).await? else { return Ok(()) };
+        let started = Instant::now();
+        if in_guest && let Err(failure) = become_vm(&config) {
+            let Failure { stage, message } = failure;
+            link::send(&out, &GuestMessage::ConfigureFailed { stage: stage.to_owned(), message }).await;
+        } else {
+            let ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+            let timings = vec![Timing { stage: "configure guest".to_owned(), ms }];
+            link::send(&out, &GuestMessage::Configured { timings }).await;
+        }
+        let defaults =
+            Defaults { env: config.env.clone(), workdir: config.workdir.clone(), user: config.user.clone() };
+        link::serve(&mut incoming, &out, &defaults, &mut Local { in_guest }).await
+    })
+}
+
+/// Says hello until the host configures this guest. None when the stream ended.
+async fn greet(incoming: &mut Incoming, out: &mpsc::Sender<Frame>) -> io::Result<Option<GuestConfig>> {
+    let hello = GuestMessage::Hello(hello()?);
+    let mut again = tokio::time::interval(HELLO_EVERY);
+    loop {
+        tokio::select! {
+            // A full queue means that nobody reads; the next tick tries again.
+            _ = again.tick() => if let Ok(frame) = Frame::message(0, &hello) {
+                let _ = out.try_send(frame);
+            },
+            frame = incoming.next() => match frame? {
+                None => return Ok(None),
+                Some(frame) if frame.session == 0 && frame.kind == Kind::Message => {
+                    if let Ok(HostMessage::Configure(config)) = frame.parse() {
+                        return Ok(Some(*config));
+                    }
+                }
+                Some(_) => {}
+            },
+        }
+    }
+}
+
+fn hello() -> io::Result<Hello> {
+    let read = |path: &str| std::fs::read_to_string(path).map(|text| text.trim().to_owned());
+    let mut nonce = [0; 8];
+    rustix::rand::getrandom(&mut nonce, rustix::rand::GetRandomFlags::INSECURE)?;
+    let uptime = read("/proc/uptime")?;
+    let seconds: f64 = uptime.split(' ').next().and_then(|text| text.parse().ok()).unwrap_or(0.0);
+    Ok(Hello {
+        generation: GENERATION,
+        nonce: u64::from_le_bytes(nonce),
+        boot_id: read("/proc/sys/kernel/random/boot_id")?,
+        kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
+        uptime_ms: (seconds * 1000.0) as u64,
+        timings: Vec::new(),
+    })
+}
+
+/// Assembles the root, lets process 1 take it over, and follows it there.
+fn become_vm(config: &GuestConfig) -> Result<(), Failure> {
+    let init = guest::configure(config)?;
+    let enter = || -> io::Result<()> {
+        // Opened before process 1 moves it: the move changes the name, not what this names.
+        let root = rustix::fs::open(
+            init::NEW_ROOT,
+            rustix::fs::OFlags::PATH | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC,
+            rustix::fs::Mode::empty(),
+        )?;
+        rustix::process::fchdir(&root)?;
+        rustix::process::chroot(".")?;
+        init::give_order(init.as_deref())
+    };
+    enter().map_err(|error| Failure { stage: "enter root", message: error.to_string() })
+}
+
+/// Control messages that concern the guest as a whole.
+struct Local {
+    in_guest: bool,
+}
+
+impl Control for Local {
+    fn control(&mut self, message: HostMessage, out: &mpsc::Sender<Frame>) {
+        match message {
+            HostMessage::Ping { seq } => reply(out, GuestMessage::Pong { seq }),
+            HostMessage::Heartbeat { unix_ns } if self.in_guest => {
+                let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+                let now = Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap_or(0));
+                if now.abs_diff(Duration::from_nanos(unix_ns)) > CLOCK_STEP {
+                    let _ = guest::set_clock(unix_ns);
+                }
+            }
+            HostMessage::Sync => {
+                let out = out.clone();
+                tokio::task::spawn_local(async move {
+                    // Blocks for as long as the disk needs; sessions go on meanwhile.
+                    let _ = tokio::task::spawn_blocking(rustix::fs::sync).await;
+                    link::send(&out, &GuestMessage::Synced).await;
+                });
+            }
+            HostMessage::Shutdown { reboot } if self.in_guest => shut_down(reboot, out.clone()),
+            _ => {}
+        }
+    }
+}
+
+fn reply(out: &mpsc::Sender<Frame>, message: GuestMessage) {
+    let out = out.clone();
+    tokio::task::spawn_local(async move { link::send(&out, &message).await });
+}
+
+/// Writes everything to the disk, then leaves the rest to systemd where it is process 1, or ends the machine.
+fn shut_down(reboot: bool, out: mpsc::Sender<Frame>) {
+    tokio::task::spawn_local(async move {
+        let _ = tokio::task::spawn_blocking(rustix::fs::sync).await;
+        link::send(&out, &GuestMessage::GoingDown { reboot }).await;
+        let systemd = std::path::Path::new("/run/systemd/private").exists();
+        if systemd {
+            let unit = if reboot { "reboot" } else { "poweroff" };
+            let asked = banger_sys::child::command("systemctl".as_ref()).args(["--no-block", unit]).status();
+            if asked.is_ok_and(|status| status.success()) {
+                return;
+            }
+        }
+        let _ = tokio::task::spawn_blocking(rustix::fs::sync).await;
+        let how = if reboot {
+            rustix::system::RebootCommand::Restart
+        } else {
+            rustix::system::RebootCommand::PowerOff
+        };
+        let _ = rustix::system::reboot(how);
+    });
+}

@@ -1,0 +1,267 @@
+//! Making this guest the vm the host asked for: disk, overlay, identity, network.
+
+use banger_sys::netif;
+use banger_wire::guest::{GuestConfig, GuestDrives, GuestNetwork, InitMode};
+use rustix::fs::Mode;
+use rustix::mount::{MountFlags, mount, mount_bind, mount_move};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use crate::init::NEW_ROOT;
+
+/// Where the image is mounted before the overlay covers it.
+const IMAGE: &str = "/image";
+/// Where the vm's own disk is mounted.
+const DISK: &str = "/disk";
+/// Places that get the disk itself instead of the overlay, because what lives there stacks overlays of its own.
+const DIRECT: [(&str, &str); 3] = [
+    ("docker", "var/lib/docker"),
+    ("containerd", "var/lib/containerd"),
+    ("containers", "var/lib/containers"),
+];
+/// Where an image keeps its init, in the kernel's and the distributions' order.
+const INITS: [&str; 4] = ["sbin/init", "usr/sbin/init", "lib/systemd/systemd", "usr/lib/systemd/systemd"];
+/// Units that wait for something a vm never has. The getty is the one that matters: without udev it waits 90 s.
+const MASKED_UNITS: [&str; 12] = [
+    "serial-getty@ttyS0.service",
+    "getty@tty1.service",
+    "getty-static.service",
+    "systemd-firstboot.service",
+    "systemd-remount-fs.service",
+    "systemd-pstore.service",
+    "systemd-binfmt.service",
+    "e2scrub_reap.service",
+    "e2scrub_all.timer",
+    "fstrim.timer",
+    "dev-hugepages.mount",
+    "sys-kernel-debug.mount",
+];
+
+/// A step of the configuration failed.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) stage: &'static str,
+    pub(crate) message: String,
+}
+
+fn at<T, E: std::fmt::Display>(stage: &'static str, result: Result<T, E>) -> Result<T, Failure> {
+    result.map_err(|error| Failure { stage, message: error.to_string() })
+}
+
+/// Assembles the new root and gives this process its identity. Afterwards process 1 may take it over.
+///
+/// Returns the path of the image's init, when there is one and it is wanted.
+pub(crate) fn configure(config: &GuestConfig) -> Result<Option<PathBuf>, Failure> {
+    at("set clock", set_clock(config.unix_ns))?;
+    at("seed random numbers", std::fs::write("/dev/urandom", &config.entropy.0))?;
+    mount_root(&config.drives, &config.init)?;
+    let root = Path::new(NEW_ROOT);
+    at("set hostname", rustix::system::sethostname(config.hostname.as_bytes()))?;
+    at("write identity", write_identity(root, config))?;
+    if let Some(network) = &config.network {
+        at("configure network", configure_network(network))?;
+    }
+    let _ = netif::set_up("lo", true);
+    for dir in ["dev", "proc", "sys"] {
+        at("move kernel filesystems", mount_move(format!("/{dir}"), root.join(dir)))?;
+    }
+    let init = (config.init == InitMode::Auto).then(|| find_init(root)).flatten();
+    at("prepare /run", prepare_run(root, init.as_deref()))?;
+    Ok(init)
+}
+
+/// Steps the clock to the host's time.
+pub(crate) fn set_clock(unix_ns: u64) -> io::Result<()> {
+    let to = rustix::time::Timespec {
+        tv_sec: i64::try_from(unix_ns / 1_000_000_000).unwrap_or(i64::MAX),
+        tv_nsec: i64::try_from(unix_ns % 1_000_000_000).unwrap_or(0),
+    };
+    Ok(rustix::time::clock_settime(rustix::time::ClockId::Realtime, to)?)
+}
+
+fn mount_root(drives: &GuestDrives, init: &InitMode) -> Result<(), Failure> {
+    for dir in [IMAGE, DISK, NEW_ROOT] {
+        at("make mount points", make_dir(Path::new(dir)))?;
+    }
+    // A journal is never replayed onto the shared image.
+    let options = if drives.image_fs == "ext4" { Some(c"noload") } else { None };
+    at("mount image", mount(&drives.image, IMAGE, &drives.image_fs, MountFlags::RDONLY, options))?;
+    at("mount disk", mount(&drives.disk, DISK, "ext4", MountFlags::NOATIME, None))?;
+    for dir in ["upper", "work", "docker", "containerd", "containers"] {
+        at("prepare disk", make_dir(&Path::new(DISK).join(dir)))?;
+    }
+    at("prepare disk", same_attributes(Path::new(IMAGE), &Path::new(DISK).join("upper")))?;
+    // With Debian's default of `off`, renaming a directory of the image fails and breaks npm and cargo. Without an
+    // init the changes are exported as a layer, which has no way to say "renamed".
+    let features = match init {
+        InitMode::Auto => c"redirect_dir=on,index=on,xino=on",
+        InitMode::AgentOnly => c"redirect_dir=off,index=off,metacopy=off",
+    };
+    let options =
+        format!("lowerdir={IMAGE},upperdir={DISK}/upper,workdir={DISK}/work,{}", features.to_string_lossy());
+    let options = at("mount overlay", std::ffi::CString::new(options))?;
+    at(
+        "mount overlay",
+        mount("overlay", NEW_ROOT, "overlay", MountFlags::empty(), Some(options.as_c_str())),
+    )?;
+    let root = Path::new(NEW_ROOT);
+    for dir in ["dev", "proc", "sys", "run", "tmp", "var", "etc"] {
+        at("prepare root", make_dir(&root.join(dir)))?;
+    }
+    for (from, to) in DIRECT {
+        // Only where the image has the place or its parent as a real directory; a link could lead anywhere.
+        let target = root.join(to);
+        if is_real_dir(root, to) || (is_real_dir(root, "var/lib") && make_dir(&target).is_ok()) {
+            at("mount container storage", mount_bind(Path::new(DISK).join(from), &target))?;
+        }
+    }
+    if let Some(modules) = &drives.modules {
+        let release = rustix::system::uname().release().to_string_lossy().into_owned();
+        let lib = if is_real_dir(root, "usr/lib") { "usr/lib" } else { "lib" };
+        let target = root.join(lib).join("modules").join(release);
+        at("mount modules", std::fs::create_dir_all(&target))?;
+        at("mount modules", mount(modules, &target, "ext4", MountFlags::RDONLY, Some(c"noload")))?;
+    }
+    Ok(())
+}
+
+fn make_dir(path: &Path) -> io::Result<()> {
+    match rustix::fs::mkdir(path, Mode::from_raw_mode(0o755)) {
+        Ok(()) | Err(rustix::io::Errno::EXIST) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The overlay shows the upper directory's own mode and owner as the root's.
+fn same_attributes(from: &Path, to: &Path) -> io::Result<()> {
+    let from = std::fs::metadata(from)?;
+    std::os::unix::fs::chown(to, Some(from.uid()), Some(from.gid()))?;
+    std::fs::set_permissions(to, from.permissions())
+}
+
+/// True when every component of `path` below `root` is a directory and none a link.
+fn is_real_dir(root: &Path, path: &str) -> bool {
+    let mut at = root.to_path_buf();
+    path.split('/').all(|part| {
+        at.push(part);
+        std::fs::symlink_metadata(&at).is_ok_and(|metadata| metadata.is_dir())
+    })
+}
+
+fn find_init(root: &Path) -> Option<PathBuf> {
+    INITS.iter().find(|path| resolves_to_program(root, path)).map(|path| Path::new("/").join(path))
+}
+
+/// Follows links as they would be inside the new root.
+fn resolves_to_program(root: &Path, path: &str) -> bool {
+    use rustix::fs::{OFlags, ResolveFlags};
+    let Ok(dir) = rustix::fs::open(root, OFlags::PATH | OFlags::DIRECTORY, Mode::empty()) else {
+        return false;
+    };
+    let Ok(file) = rustix::fs::openat2(&dir, path, OFlags::PATH, Mode::empty(), ResolveFlags::IN_ROOT) else {
+        return false;
+    };
+    rustix::fs::fstat(&file).is_ok_and(|stat| {
+        rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file() && stat.st_mode & 0o111 != 0
+    })
+}
+
+/// Replaces a file of the new root, also where the image has a link there.
+fn replace(root: &Path, path: &str, content: &str, mode: u32) -> io::Result<()> {
+    let parent = Path::new(path).parent().and_then(Path::to_str).unwrap_or_default();
+    if !is_real_dir(root, parent) {
+        return Err(io::Error::other(format!("/{parent} of the image is not a directory")));
+    }
+    let target = root.join(path);
+    match std::fs::remove_file(&target) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(target)?;
+    file.write_all(content.as_bytes())
+}
+
+fn write_identity(root: &Path, config: &GuestConfig) -> io::Result<()> {
+    let name = &config.hostname;
+    replace(root, "etc/hostname", &format!("{name}\n"), 0o644)?;
+    let mut hosts =
+        format!("127.0.0.1\tlocalhost\n127.0.1.1\t{name}\n::1\tlocalhost ip6-localhost ip6-loopback\n");
+    for (host, address) in config.network.iter().flat_map(|network| &network.hosts) {
+        hosts.push_str(&format!("{address}\t{host}\n"));
+    }
+    replace(root, "etc/hosts", &hosts, 0o644)?;
+    replace(root, "etc/machine-id", &format!("{}\n", config.machine_id), 0o444)?;
+    let resolver = config
+        .network
+        .as_ref()
+        .map_or_else(String::new, |network| format!("nameserver {}\n", network.resolver));
+    replace(root, "etc/resolv.conf", &resolver, 0o644)
+}
+
+fn configure_network(network: &GuestNetwork) -> io::Result<()> {
+    let name = interface_by_mac(&network.mac)?;
+    if name != "eth0" {
+        netif::rename(&name, "eth0")?;
+    }
+    if network.ipv6.is_some() {
+        // Nobody else is on this link, so nothing can collide and the address is usable at once.
+        let _ = std::fs::write("/proc/sys/net/ipv6/conf/eth0/accept_dad", "0");
+        let _ = std::fs::write("/proc/sys/net/ipv6/conf/eth0/accept_ra", "0");
+    }
+    netif::set_up("lo", true)?;
+    netif::set_address("eth0", netif::Inet4 { address: network.address, prefix_len: network.prefix_len })?;
+    netif::set_up("eth0", true)?;
+    netif::add_default_route(network.gateway)?;
+    if let Some(ipv6) = &network.ipv6 {
+        let index: u32 = std::fs::read_to_string("/sys/class/net/eth0/ifindex")?
+            .trim()
+            .parse()
+            .map_err(io::Error::other)?;
+        netif::set_address6(index, ipv6.address, ipv6.prefix_len)?;
+    }
+    Ok(())
+}
+
+fn interface_by_mac(mac: &str) -> io::Result<String> {
+    for entry in std::fs::read_dir("/sys/class/net")? {
+        let entry = entry?;
+        let found = std::fs::read_to_string(entry.path().join("address")).unwrap_or_default();
+        if found.trim().eq_ignore_ascii_case(mac) {
+            return entry
+                .file_name()
+                .into_string()
+                .map_err(|_| io::Error::other("interface name is not text"));
+        }
+    }
+    Err(io::Error::other(format!("no network interface with address {mac}")))
+}
+
+/// A fresh `/run`, and in it what makes systemd start without waiting for devices that never come.
+fn prepare_run(root: &Path, init: Option<&Path>) -> io::Result<()> {
+    let run = root.join("run");
+    mount("tmpfs", &run, "tmpfs", MountFlags::NOSUID | MountFlags::NODEV, Some(c"mode=755"))?;
+    if init.is_some() {
+        let units = run.join("systemd/system");
+        std::fs::create_dir_all(&units)?;
+        for unit in MASKED_UNITS {
+            std::os::unix::fs::symlink("/dev/null", units.join(unit))?;
+        }
+        return Ok(());
+    }
+    // Without an init nobody else mounts these.
+    let dev = root.join("dev");
+    for (name, kind, options) in
+        [("pts", "devpts", c"mode=620,ptmxmode=666,gid=5"), ("shm", "tmpfs", c"mode=1777")]
+    {
+        make_dir(&dev.join(name))?;
+        mount(kind, dev.join(name), kind, MountFlags::NOSUID | MountFlags::NOEXEC, Some(options))?;
+    }
+    for (name, to) in [("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")] {
+        match std::os::unix::fs::symlink(to, dev.join(name)) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,376 @@
+//! One command: its process, its streams, its end.
+//!
+//! Output is read only while the host has granted room for it, so a slow reader slows the program and nothing
+//! piles up in the guest. Input is acknowledged once the program has taken it. `Exited` follows the last byte of
+//! output; a process left in the background that keeps the pipes open is waited for only while it still writes.
+
+use crate::command::{Defaults, Prepared, prepare};
+use banger_sys::child;
+use banger_wire::error::{ErrorCode, WireError};
+use banger_wire::exec::{
+    ExecSpec, ExitStatus, STDERR, STDIN, STDOUT, SessionControl, SessionEvent, TerminalSize, WINDOW,
+};
+use banger_wire::frame::{Frame, Kind};
+use rustix::process::{Pid, Signal};
+use std::cell::Cell;
+use std::os::fd::OwnedFd;
+use std::os::unix::process::ExitStatusExt as _;
+use std::process::Stdio;
+use std::rc::Rc;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::sync::{Semaphore, mpsc};
+
+use crate::port::Port;
+
+/// Bytes read from the program at once.
+const CHUNK_LEN: usize = 64 * 1024;
+/// Room asked for a pipe, so that a program at full speed is switched to less often. Not granted is no harm.
+const PIPE_LEN: usize = 256 * 1024;
+/// After the program's end, output that a background process still holds open is waited for while it flows.
+const DRAIN_IDLE: Duration = Duration::from_millis(100);
+/// The end-of-file character, which is how a terminal's reader learns of the end of input.
+const TTY_EOF: &[u8] = &[4];
+
+/// One output stream: the host's grant and what the drain needs to know.
+#[derive(Debug)]
+struct Output {
+    window: Semaphore,
+    sent: Cell<u64>,
+    waiting: Cell<bool>,
+}
+
+impl Output {
+    fn new() -> Rc<Self> {
+        Rc::new(Self {
+            window: Semaphore::new(WINDOW as usize),
+            sent: Cell::new(0),
+            waiting: Cell::new(false),
+        })
+    }
+
+    /// Adds what the host granted; a grant beyond the window is a broken host and ignored.
+    fn grant(&self, bytes: u32) {
+        if self.window.available_permits() + bytes as usize <= WINDOW as usize {
+            self.window.add_permits(bytes as usize);
+        }
+    }
+}
+
+/// Runs a command to its end, speaking as `session`. Frames of the session arrive on `inbox`; its closing means the
+/// host has lost interest.
+pub(crate) async fn run(
+    session: u32,
+    spec: ExecSpec,
+    defaults: Defaults,
+    mut inbox: mpsc::UnboundedReceiver<Frame>,
+    out: mpsc::Sender<Frame>,
+) {
+    let event = match start(&spec, &defaults) {
+        Err(error) => SessionEvent::Failed(error),
+        Ok(started) => {
+            send_event(
+                &out,
+                session,
+                &SessionEvent::Started { pid: started.pid.as_raw_nonzero().get().unsigned_abs() },
+            )
+            .await;
+            match follow(session, started, &mut inbox, &out).await {
+                Some(event) => event,
+                None => return,
+            }
+        }
+    };
+    send_event(&out, session, &event).await;
+    let _ = out.send(Frame::close(session)).await;
+}
+
+async fn send_event(out: &mpsc::Sender<Frame>, session: u32, event: &SessionEvent) {
+    if let Ok(frame) = Frame::message(session, event) {
+        let _ = out.send(frame).await;
+    }
+}
+
+type Reader = Box<dyn AsyncRead + Unpin>;
+type Writer = Box<dyn AsyncWrite + Unpin>;
+
+struct Started {
+    child: tokio::process::Child,
+    pid: Pid,
+    stdin: Writer,
+    outputs: Vec<(u8, Reader)>,
+    terminal: Option<OwnedFd>,
+}
+
+fn start(spec: &ExecSpec, defaults: &Defaults) -> Result<Started, WireError> {
+    let Prepared { command, identity } = prepare(spec, defaults)?;
+    let program = command.get_program().to_string_lossy().into_owned();
+    let started = match spec.tty {
+        Some(size) => start_on_terminal(command, identity, size),
+        None => start_on_pipes(command, identity),
+    };
+    started.map_err(|error| {
+        let code = match error.kind() {
+            std::io::ErrorKind::NotFound => ErrorCode::CommandNotFound,
+            std::io::ErrorKind::PermissionDenied => ErrorCode::CommandNotExecutable,
+            _ if error.raw_os_error() == Some(8) => ErrorCode::CommandNotExecutable,
+            _ => ErrorCode::Failed,
+        };
+        let mut failed =
+            WireError::new(code, format!("could not start `{}` in the guest", program.escape_debug()));
+        failed.causes.push(error.to_string());
+        failed
+    })
+}
+
+/// Runs in the child between fork and exec would be too late to see errors by name, so the agent's own protection
+/// from the out-of-memory killer is undone by the parent.
+fn adjust(pid: Pid) {
+    let _ = std::fs::write(format!("/proc/{}/oom_score_adj", pid.as_raw_nonzero()), "0");
+}
+
+fn spawned(command: std::process::Command) -> std::io::Result<(tokio::process::Child, Pid)> {
+    let mut command = tokio::process::Command::from(command);
+    let child = command.spawn()?;
+    let pid = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed()));
+    let pid = pid.ok_or_else(|| std::io::Error::other("the program ended at once"))?;
+    adjust(pid);
+    Ok((child, pid))
+}
+
+fn start_on_pipes(mut command: std::process::Command, identity: child::Identity) -> std::io::Result<Started> {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    child::new_session(&mut command, changed(identity), None);
+    let (mut child, pid) = spawned(command)?;
+    let missing = || std::io::Error::other("a pipe is missing");
+    let stdin = child.stdin.take().ok_or_else(missing)?;
+    let stdout = child.stdout.take().ok_or_else(missing)?;
+    let stderr = child.stderr.take().ok_or_else(missing)?;
+    let _ = rustix::pipe::fcntl_setpipe_size(&stdin, PIPE_LEN);
+    let _ = rustix::pipe::fcntl_setpipe_size(&stdout, PIPE_LEN);
+    Ok(Started {
+        child,
+        pid,
+        stdin: Box::new(stdin),
+        outputs: vec![(STDOUT, Box::new(stdout)), (STDERR, Box::new(stderr))],
+        terminal: None,
+    })
+}
+
+fn start_on_terminal(
+    mut command: std::process::Command,
+    identity: child::Identity,
+    size: TerminalSize,
+) -> std::io::Result<Started> {
+    use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+    let master = openpt(flags)?;
+    grantpt(&master)?;
+    unlockpt(&master)?;
+    set_size(&master, size);
+    let slave = ioctl_tiocgptpeer(&master, flags)?;
+    if let Some(identity) = changed(identity.clone()) {
+        let uid = rustix::fs::Uid::from_raw(identity.uid);
+        rustix::fs::fchown(&slave, Some(uid), None)?;
+    }
+    command.stdin(slave.try_clone()?).stdout(slave.try_clone()?).stderr(slave.try_clone()?);
+    child::new_session(&mut command, changed(identity), Some(slave));
+    let (child, pid) = spawned(command)?;
+    let port = Port::new(master.try_clone()?, true)?;
+    Ok(Started {
+        child,
+        pid,
+        stdin: Box::new(port.clone()),
+        outputs: vec![(STDOUT, Box::new(port))],
+        terminal: Some(master),
+    })
+}
+
+/// Only a privileged agent may change identity; unprivileged (in tests) it runs commands as itself.
+fn changed(identity: child::Identity) -> Option<child::Identity> {
+    rustix::process::geteuid().is_root().then_some(identity)
+}
+
+fn set_size(terminal: &OwnedFd, size: TerminalSize) {
+    let size = rustix::termios::Winsize { ws_row: size.rows, ws_col: size.cols, ws_xpixel: 0, ws_ypixel: 0 };
+    let _ = rustix::termios::tcsetwinsize(terminal, size);
+}
+
+/// Follows the command to its end. None when the host closed the session: nobody wants to hear of it then.
+async fn follow(
+    session: u32,
+    mut started: Started,
+    inbox: &mut mpsc::UnboundedReceiver<Frame>,
+    out: &mpsc::Sender<Frame>,
+) -> Option<SessionEvent> {
+    let outputs = [Output::new(), Output::new()];
+    let mut pumps = tokio::task::JoinSet::new();
+    for (channel, reader) in std::mem::take(&mut started.outputs) {
+        let output = Rc::clone(&outputs[usize::from(channel - STDOUT)]);
+        pumps.spawn_local(pump_output(session, channel, reader, output, out.clone()));
+    }
+    let (input, input_queue) = mpsc::unbounded_channel();
+    let tty = started.terminal.is_some();
+    let feeder = tokio::task::spawn_local(feed_input(session, started.stdin, input_queue, out.clone(), tty));
+    let mut input = Some(input);
+    let status = loop {
+        tokio::select! {
+            status = started.child.wait() => break status,
+            frame = inbox.recv() => match frame {
+                Some(frame) if frame.kind != Kind::Close => {
+                    receive(&frame, &mut input, &outputs, started.pid, started.terminal.as_ref());
+                }
+                _ => {
+                    end_group(&mut started.child, started.pid).await;
+                    feeder.abort();
+                    return None;
+                }
+            },
+        }
+    };
+    feeder.abort();
+    drain(&mut pumps, &outputs, inbox).await?;
+    Some(match status {
+        Ok(status) => SessionEvent::Exited(exit_status(status)),
+        Err(error) => {
+            SessionEvent::Failed(WireError::new(ErrorCode::Failed, format!("wait for the command: {error}")))
+        }
+    })
+}
+
+fn exit_status(status: std::process::ExitStatus) -> ExitStatus {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => ExitStatus::Code(u8::try_from(code & 0xff).unwrap_or(u8::MAX)),
+        (None, Some(signal)) => ExitStatus::Signal(signal),
+        (None, None) => ExitStatus::Code(u8::MAX),
+    }
+}
+
+fn receive(
+    frame: &Frame,
+    input: &mut Option<mpsc::UnboundedSender<Vec<u8>>>,
+    outputs: &[Rc<Output>; 2],
+    pid: Pid,
+    terminal: Option<&OwnedFd>,
+) {
+    match (frame.kind, frame.channel) {
+        (Kind::Data, STDIN) => {
+            if let Some(input) = input {
+                let _ = input.send(frame.payload.clone());
+            }
+        }
+        (Kind::Eof, STDIN) => *input = None,
+        (Kind::Credit, channel @ (STDOUT | STDERR)) => {
+            if let Ok(bytes) = frame.parse_credit() {
+                outputs[usize::from(channel - STDOUT)].grant(bytes);
+            }
+        }
+        (Kind::Message, _) => match frame.parse() {
+            Ok(SessionControl::Resize(size)) => {
+                if let Some(terminal) = terminal {
+                    set_size(terminal, size);
+                }
+            }
+            Ok(SessionControl::Signal(number)) => {
+                if let Some(signal) = Signal::from_named_raw(number) {
+                    let _ = rustix::process::kill_process_group(pid, signal);
+                }
+            }
+            Err(_) => {}
+        },
+        _ => {}
+    }
+}
+
+/// The client is gone: hang up as a terminal would, then make sure.
+async fn end_group(child: &mut tokio::process::Child, pid: Pid) {
+    let _ = rustix::process::kill_process_group(pid, Signal::HUP);
+    let _ = rustix::process::kill_process_group(pid, Signal::CONT);
+    let patience = Duration::from_secs(2);
+    if tokio::time::timeout(patience, child.wait()).await.is_err() {
+        let _ = rustix::process::kill_process_group(pid, Signal::KILL);
+        let _ = child.wait().await;
+    }
+}
+
+/// Waits until all output was sent. None when the host closed the session meanwhile.
+async fn drain(
+    pumps: &mut tokio::task::JoinSet<()>,
+    outputs: &[Rc<Output>; 2],
+    inbox: &mut mpsc::UnboundedReceiver<Frame>,
+) -> Option<()> {
+    let progress = || outputs.iter().map(|output| output.sent.get()).sum::<u64>();
+    let mut before = progress();
+    let mut idle = tokio::time::interval_at(tokio::time::Instant::now() + DRAIN_IDLE, DRAIN_IDLE);
+    loop {
+        tokio::select! {
+            ended = pumps.join_next() => if ended.is_none() { return Some(()) },
+            frame = inbox.recv() => match frame {
+                Some(frame) if frame.kind == Kind::Credit && frame.channel >= STDOUT && frame.channel <= STDERR => {
+                    if let Ok(bytes) = frame.parse_credit() {
+                        outputs[usize::from(frame.channel - STDOUT)].grant(bytes);
+                    }
+                }
+                Some(frame) if frame.kind != Kind::Close => {}
+                _ => return None,
+            },
+            _ = idle.tick() => {
+                let now = progress();
+                if now == before && !outputs.iter().any(|output| output.waiting.get()) {
+                    pumps.abort_all();
+                }
+                before = now;
+            }
+        }
+    }
+}
+
+async fn pump_output(
+    session: u32,
+    channel: u8,
+    mut reader: Reader,
+    output: Rc<Output>,
+    out: mpsc::Sender<Frame>,
+) {
+    let mut chunk = vec![0; CHUNK_LEN];
+    loop {
+        output.waiting.set(true);
+        if let Ok(permit) = output.window.acquire().await {
+            drop(permit);
+        }
+        output.waiting.set(false);
+        let room = output.window.available_permits().min(CHUNK_LEN);
+        // A terminal whose last process has gone reads as EIO: its end of file.
+        let Ok(len @ 1..) = reader.read(&mut chunk[..room]).await else { break };
+        output.window.forget_permits(len);
+        output.waiting.set(true);
+        if out.send(Frame::data(session, channel, chunk[..len].to_vec())).await.is_err() {
+            break;
+        }
+        output.waiting.set(false);
+        output.sent.set(output.sent.get() + len as u64);
+    }
+    let _ = out.send(Frame::eof(session, channel)).await;
+}
+
+async fn feed_input(
+    session: u32,
+    mut stdin: Writer,
+    mut queue: mpsc::UnboundedReceiver<Vec<u8>>,
+    out: mpsc::Sender<Frame>,
+    tty: bool,
+) {
+    let mut broken = false;
+    while let Some(bytes) = queue.recv().await {
+        // A program that closed its input is no error; what it does not want is acknowledged and dropped.
+        broken = broken || stdin.write_all(&bytes).await.is_err();
+        let len = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+        if out.send(Frame::credit(session, STDIN, len)).await.is_err() {
+            return;
+        }
+    }
+    if tty {
+        let _ = stdin.write_all(TTY_EOF).await;
+        // Dropping a clone of the terminal closes nothing; the reader's half lives on.
+    }
+}

@@ -1,0 +1,311 @@
+//! The agent as the host sees it, over a Unix socket on an ordinary machine: no vm needed.
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test")]
+
+use banger_wire::bytes::ByteString;
+use banger_wire::error::ErrorCode;
+use banger_wire::exec::{
+    ExecSpec, ExitStatus, STDIN, STDOUT, SessionControl, SessionEvent, TerminalSize, WINDOW,
+};
+use banger_wire::frame::{DATA_LEN_MAX, Decoder, Frame, GUEST_MESSAGE_LEN_MAX, Kind, SYNC};
+use banger_wire::guest::{
+    GENERATION, GuestConfig, GuestDrives, GuestMessage, HostMessage, InitMode, SessionKind,
+};
+use sha2::{Digest as _, Sha256};
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::time::{Duration, Instant};
+
+/// No single answer may take longer.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+struct Agent {
+    process: std::process::Child,
+    stream: UnixStream,
+    decoder: Decoder,
+    _dir: tempfile::TempDir,
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[derive(Debug, Default)]
+struct Ran {
+    stdout: Vec<u8>,
+    stderr: Vec<u8>,
+    event: Option<SessionEvent>,
+}
+
+impl Agent {
+    fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("agent");
+        let listener = UnixListener::bind(&path).unwrap();
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_banger-agent"));
+        let process = command.arg("--socket").arg(&path).spawn().unwrap();
+        let (stream, _) = listener.accept().unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        Self { process, stream, decoder: Decoder::resyncing(GUEST_MESSAGE_LEN_MAX), _dir: dir }
+    }
+
+    /// Past the greeting, ready for sessions.
+    fn configured() -> Self {
+        let mut agent = Self::start();
+        let hello = agent.next();
+        assert!(matches!(hello.parse(), Ok(GuestMessage::Hello(hello)) if hello.generation == GENERATION));
+        agent.stream.write_all(&SYNC).unwrap();
+        agent.send(&Frame::message(0, &HostMessage::Configure(Box::new(config()))).unwrap());
+        while !matches!(agent.next().parse(), Ok(GuestMessage::Configured { .. })) {}
+        agent
+    }
+
+    fn send(&mut self, frame: &Frame) {
+        let mut bytes = Vec::new();
+        frame.encode(&mut bytes);
+        self.stream.write_all(&bytes).unwrap();
+    }
+
+    fn next(&mut self) -> Frame {
+        let mut chunk = vec![0; DATA_LEN_MAX];
+        loop {
+            if let Some(frame) = self.decoder.next_frame().unwrap() {
+                return frame;
+            }
+            let len = self.stream.read(&mut chunk).unwrap();
+            assert!(len > 0, "the agent closed the connection");
+            self.decoder.push(&chunk[..len]);
+        }
+    }
+
+    fn open(&mut self, spec: ExecSpec) {
+        let what = SessionKind::Exec(Box::new(spec));
+        self.send(&Frame::message(0, &HostMessage::Open { session: 1, what }).unwrap());
+    }
+
+    /// Takes the session's frames until it is closed; `seen` may answer to what was printed so far.
+    fn finish(&mut self, mut seen: impl FnMut(&mut Self, &[u8])) -> Ran {
+        let mut ran = Ran::default();
+        loop {
+            let frame = self.next();
+            match (frame.session, frame.kind) {
+                (1, Kind::Data) => {
+                    let to = if frame.channel == STDOUT { &mut ran.stdout } else { &mut ran.stderr };
+                    to.extend_from_slice(&frame.payload);
+                    let len = u32::try_from(frame.payload.len()).unwrap();
+                    self.send(&Frame::credit(1, frame.channel, len));
+                    seen(self, &ran.stdout);
+                }
+                (1, Kind::Message) => ran.event = Some(frame.parse().unwrap()),
+                (1, Kind::Close) => return ran,
+                _ => {}
+            }
+        }
+    }
+
+    fn run(&mut self, argv: &[&[u8]]) -> Ran {
+        self.open(spec(argv));
+        self.send(&Frame::eof(1, STDIN));
+        self.finish(|_, _| {})
+    }
+}
+
+fn spec(argv: &[&[u8]]) -> ExecSpec {
+    ExecSpec { argv: argv.iter().map(|arg| ByteString(arg.to_vec())).collect(), ..ExecSpec::default() }
+}
+
+fn config() -> GuestConfig {
+    let drives =
+        GuestDrives { image: String::new(), image_fs: String::new(), disk: String::new(), modules: None };
+    GuestConfig {
+        hostname: "test".to_owned(),
+        machine_id: "0".repeat(32),
+        unix_ns: 0,
+        entropy: ByteString::default(),
+        network: None,
+        init: InitMode::Auto,
+        env: vec![("FROM_IMAGE".into(), "1".into())],
+        workdir: None,
+        user: None,
+        drives,
+    }
+}
+
+fn exited(code: u8) -> Option<SessionEvent> {
+    Some(SessionEvent::Exited(ExitStatus::Code(code)))
+}
+
+#[test]
+fn hello_repeats_until_the_host_answers() {
+    let mut agent = Agent::start();
+    let first = agent.next();
+    assert_eq!(agent.next(), first, "the same greeting, with the same nonce");
+}
+
+#[test]
+fn exit_status_and_separate_streams() {
+    let ran = Agent::configured().run(&[b"sh", b"-c", b"echo out; echo err >&2; exit 42"]);
+    assert_eq!((&ran.stdout[..], &ran.stderr[..], ran.event), (&b"out\n"[..], &b"err\n"[..], exited(42)));
+}
+
+#[test]
+fn arguments_arrive_exactly() {
+    let ran = Agent::configured().run(&[b"printf", b"%s|", b"a b", b"c'd", b"", b"\xff\n*"]);
+    assert_eq!(ran.stdout, b"a b|c'd||\xff\n*|");
+}
+
+#[test]
+fn death_by_signal() {
+    let ran = Agent::configured().run(&[b"sh", b"-c", b"kill -9 $$"]);
+    assert_eq!(ran.event, Some(SessionEvent::Exited(ExitStatus::Signal(9))));
+}
+
+#[test]
+fn missing_and_unusable_programs_are_told_apart() {
+    for (program, code) in [
+        (&b"no-such-program"[..], ErrorCode::CommandNotFound),
+        (b"", ErrorCode::CommandNotFound),
+        (b"/etc/passwd", ErrorCode::CommandNotExecutable),
+    ] {
+        match Agent::configured().run(&[program]).event {
+            Some(SessionEvent::Failed(error)) => assert_eq!(error.code, code, "{error}"),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn the_images_environment_is_the_base() {
+    let mut agent = Agent::configured();
+    let env = vec![("MINE".into(), "2".into())];
+    agent.open(ExecSpec { env, ..spec(&[b"sh", b"-c", b"echo $FROM_IMAGE $MINE $CARGO"]) });
+    assert_eq!(agent.finish(|_, _| {}).stdout, b"1 2\n");
+}
+
+#[test]
+fn a_missing_directory_is_refused() {
+    let mut agent = Agent::configured();
+    agent.open(ExecSpec { workdir: Some("/no/such/dir".into()), ..spec(&[b"true"]) });
+    match agent.finish(|_, _| {}).event {
+        Some(SessionEvent::Failed(error)) => {
+            assert_eq!(error.message, "no directory `/no/such/dir` in the guest");
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn sixty_four_mebibytes_through_cat_are_exact() {
+    const LEN: usize = 64 << 20;
+    let mut agent = Agent::configured();
+    agent.open(spec(&[b"cat"]));
+    let (mut sent, mut window, mut received) = (0, WINDOW as usize, 0);
+    let (mut there, mut back) = (Sha256::new(), Sha256::new());
+    loop {
+        while sent < LEN && window > 0 {
+            let len = window.min(DATA_LEN_MAX).min(LEN - sent);
+            let bytes: Vec<u8> =
+                (sent..sent + len).map(|at| (at.wrapping_mul(0x9e37_79b1) >> 13) as u8).collect();
+            there.update(&bytes);
+            agent.send(&Frame::data(1, STDIN, bytes));
+            (sent, window) = (sent + len, window - len);
+            if sent == LEN {
+                agent.send(&Frame::eof(1, STDIN));
+            }
+        }
+        let frame = agent.next();
+        match (frame.session, frame.kind) {
+            (1, Kind::Credit) => {
+                window += frame.parse_credit().unwrap() as usize;
+                assert!(window <= WINDOW as usize, "granted more than was sent");
+            }
+            (1, Kind::Data) => {
+                back.update(&frame.payload);
+                received += frame.payload.len();
+                agent.send(&Frame::credit(1, STDOUT, u32::try_from(frame.payload.len()).unwrap()));
+            }
+            (1, Kind::Close) => break,
+            _ => {}
+        }
+    }
+    assert_eq!((received, there.finalize()), (LEN, back.finalize()));
+}
+
+#[test]
+fn output_stops_at_the_window() {
+    let mut agent = Agent::configured();
+    agent.open(spec(&[b"cat", b"/dev/zero"]));
+    let mut received = 0;
+    while received < WINDOW as usize {
+        let frame = agent.next();
+        received += if frame.kind == Kind::Data { frame.payload.len() } else { 0 };
+    }
+    assert_eq!(received, WINDOW as usize);
+    // The program has more to say, and nothing of it may come before the answer to a ping.
+    agent.send(&Frame::message(0, &HostMessage::Ping { seq: 7 }).unwrap());
+    assert_eq!(agent.next().parse::<GuestMessage>().unwrap(), GuestMessage::Pong { seq: 7 });
+}
+
+#[test]
+fn a_background_process_does_not_hold_the_session() {
+    let begun = Instant::now();
+    let ran = Agent::configured().run(&[b"sh", b"-c", b"sleep 20 & echo done"]);
+    assert_eq!((&ran.stdout[..], ran.event), (&b"done\n"[..], exited(0)));
+    assert!(begun.elapsed() < Duration::from_secs(20));
+}
+
+#[test]
+fn closing_a_session_ends_its_processes() {
+    let mut agent = Agent::configured();
+    agent.open(spec(&[b"sh", b"-c", b"echo $$; trap '' HUP; while :; do sleep 0.1; done"]));
+    let pid = loop {
+        let frame = agent.next();
+        if frame.kind == Kind::Data {
+            break String::from_utf8(frame.payload).unwrap().trim().to_owned();
+        }
+    };
+    agent.send(&Frame::close(1));
+    let deadline = Instant::now() + PATIENCE;
+    while std::path::Path::new("/proc").join(&pid).exists() {
+        assert!(Instant::now() < deadline, "process {pid} lives on");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_terminal_has_its_size_and_takes_a_new_one() {
+    let mut agent = Agent::configured();
+    let tty = Some(TerminalSize { rows: 33, cols: 77 });
+    let script = b"trap 'stty size; exit 0' WINCH; stty size; while :; do sleep 0.05; done";
+    agent.open(ExecSpec { tty, ..spec(&[b"sh", b"-c", script]) });
+    let ran = agent.finish(|agent, shown| {
+        if shown == b"33 77\r\n" {
+            let size = SessionControl::Resize(TerminalSize { rows: 50, cols: 132 });
+            agent.send(&Frame::message(1, &size).unwrap());
+        }
+    });
+    assert_eq!(String::from_utf8(ran.stdout).unwrap(), "33 77\r\n50 132\r\n");
+}
+
+#[test]
+fn signals_reach_the_whole_group() {
+    let mut agent = Agent::configured();
+    agent.open(spec(&[b"sh", b"-c", b"trap 'echo got; exit 3' TERM; sleep 60 & echo up; wait"]));
+    let ran = agent.finish(|agent, shown| {
+        if shown == b"up\n" {
+            agent.send(&Frame::message(1, &SessionControl::Signal(15)).unwrap());
+        }
+    });
+    assert_eq!((&ran.stdout[..], ran.event), (&b"up\ngot\n"[..], exited(3)));
+}
+
+#[test]
+fn garbage_is_survived_after_a_sync() {
+    let mut agent = Agent::configured();
+    agent.stream.write_all(&[0xa5; 5000]).unwrap();
+    agent.stream.write_all(&SYNC).unwrap();
+    assert_eq!(agent.run(&[b"true"]).event, exited(0));
+}

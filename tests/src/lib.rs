@@ -1,1 +1,1 @@
-//! Support for the end-to-end suite.
+//! Rules about the tree, as tests (`tests/architecture.rs`).

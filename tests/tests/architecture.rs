@@ -49,7 +49,7 @@ fn dependencies_point_one_way() {
             }
         }
     }
-    assert!(seen >= 5, "the test looked at {seen} dependencies");
+    assert!(seen >= 3, "the test looked at {seen} dependencies");
 }
 
 #[test]

@@ -43,7 +43,7 @@ pub(crate) fn run() -> io::Result<()> {
     drop(agent);
     let mut order = String::new();
     // Ends when the agent has said what to do, or has died before it could.
-    let _ = (&mut ours).read_to_string(&mut order)?;
+    let _ = ours.read_to_string(&mut order)?;
     let order = order.trim_end();
     if order.is_empty() {
         return Err(io::Error::other("the agent ended before the root was ready"));

@@ -1,0 +1,8 @@
+//! Images and kernels as files: pulling, verifying, flattening, storing.
+//!
+//! Everything a vm boots from is made here and nothing here knows what a vm is. Input is untrusted (layers,
+//! packages, indexes); output is a finished ext4 file or a kernel directory that becomes visible by rename.
+
+pub mod debian;
+pub mod kernel;
+pub mod progress;

@@ -1,0 +1,528 @@
+//! The command line as a grammar. What needs more than one flag to decide is decided by the commands.
+
+use crate::text::parse_duration;
+use banger_wire::daemon::{NetMode, VmmChoice, Wait};
+use banger_wire::names::{ImageName, KernelName, VmName};
+use banger_wire::size::Mebibytes;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+const EXAMPLES: &str = "\
+  banger run                        a shell in a new vm
+  banger run --rm -- uname -a       one command in a vm of its own; exits with its status
+  banger ps                         what there is
+";
+const RUN_EXAMPLES: &str = "\
+  banger vm run                     a shell in a new vm
+  banger vm run --rm -- make test   one command in a vm of its own; exits with its status
+  tar c . | banger vm run --rm -- tar x
+";
+const EXEC_EXAMPLES: &str = "\
+  banger vm exec web -- ps aux      a command in a running vm
+  banger vm exec web                a shell there
+";
+
+/// Disposable microVMs from one command.
+#[derive(Debug, Parser)]
+#[command(name = "banger", version = banger_wire::BUILD, before_help = EXAMPLES, max_term_width = 100)]
+pub(crate) struct Cli {
+    /// Show every stage and its time.
+    #[arg(short, long, global = true)]
+    pub(crate) verbose: bool,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Make, use and remove vms.
+    #[command(subcommand)]
+    Vm(VmCommand),
+    /// Short for `vm run`.
+    #[command(before_help = RUN_EXAMPLES)]
+    Run(Box<RunArgs>),
+    /// Short for `vm exec`.
+    #[command(before_help = EXEC_EXAMPLES)]
+    Exec(Box<ExecArgs>),
+    /// Short for `vm list`.
+    Ps(ListArgs),
+    /// Root filesystems.
+    #[command(subcommand)]
+    Image(ImageCommand),
+    /// Kernels.
+    #[command(subcommand)]
+    Kernel(KernelCommand),
+    /// Check this machine; the last check boots a vm.
+    Doctor(JsonArgs),
+    /// The daemon, which starts by itself.
+    #[command(subcommand)]
+    Daemon(DaemonCommand),
+    /// Show the builds of banger and its daemon.
+    Version(JsonArgs),
+}
+
+/// `banger vm`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum VmCommand {
+    /// Make a vm and run a shell or one command in it.
+    #[command(before_help = RUN_EXAMPLES)]
+    Run(Box<RunArgs>),
+    /// Make a vm and start it.
+    Create(Box<CreateArgs>),
+    /// Start vms.
+    Start(StartArgs),
+    /// Stop vms in order.
+    Stop(StopArgs),
+    /// End vms at once.
+    Kill(RefsArgs),
+    /// Delete vms and their disks.
+    #[command(alias = "rm")]
+    Delete(DeleteArgs),
+    /// List vms.
+    #[command(alias = "ls")]
+    List(ListArgs),
+    /// Show everything known about a vm.
+    Show(ShowArgs),
+    /// Show a vm's serial console.
+    Logs(LogsArgs),
+    /// Run a command or a shell in a running vm.
+    #[command(before_help = EXEC_EXAMPLES)]
+    Exec(Box<ExecArgs>),
+    /// Delete every vm that is not running.
+    Prune(PruneArgs),
+}
+
+/// What a vm is made of.
+#[derive(Debug, Args)]
+pub(crate) struct SpecArgs {
+    /// Its name; made up when absent.
+    #[arg(long)]
+    pub(crate) name: Option<VmName>,
+    /// Image name or OCI reference.
+    #[arg(long, value_name = "NAME|OCI-REF")]
+    pub(crate) image: Option<String>,
+    /// Kernel.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) kernel_ref: Option<KernelName>,
+    /// Virtual processors.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) vcpu: Option<u32>,
+    /// Memory, such as `512M` or `2G`.
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) memory: Option<Mebibytes>,
+    /// Limit of its own disk, such as `8G`.
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) disk_size: Option<Mebibytes>,
+    /// What it may reach.
+    #[arg(long, value_name = "MODE")]
+    pub(crate) net: Option<NetArg>,
+    /// What runs it.
+    #[arg(long, value_name = "VMM")]
+    pub(crate) vmm: Option<VmmArg>,
+    /// A variable of every session; `K` alone takes the value from here.
+    #[arg(long, value_name = "K[=V]")]
+    pub(crate) env: Vec<OsString>,
+    /// A file of such lines.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) env_file: Vec<PathBuf>,
+    /// What ready means [default: agent with a command, boot for a shell].
+    #[arg(long, value_name = "STATE")]
+    pub(crate) wait: Option<WaitArg>,
+}
+
+/// How a command is run.
+#[derive(Debug, Args)]
+pub(crate) struct SessionArgs {
+    /// Working directory.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) workdir: Option<OsString>,
+    /// User, optionally `user:group`.
+    #[arg(long)]
+    pub(crate) user: Option<String>,
+    /// End the command after this time, such as `30s` or `5m`; the status is 124 then.
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub(crate) timeout: Option<Duration>,
+    /// Give it a terminal.
+    #[arg(short = 't', long = "tty", conflicts_with = "no_tty")]
+    pub(crate) tty: bool,
+    /// Give it no terminal.
+    #[arg(short = 'T', long = "no-tty")]
+    pub(crate) no_tty: bool,
+}
+
+/// `banger vm run`.
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    #[command(flatten)]
+    pub(crate) spec: SpecArgs,
+    #[command(flatten)]
+    pub(crate) session: SessionArgs,
+    /// Delete the vm once the command or shell has ended.
+    #[arg(long)]
+    pub(crate) rm: bool,
+    /// Make the vm and return.
+    #[arg(short, long)]
+    pub(crate) detach: bool,
+    /// Show what would be made.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Print data as JSON, with `-d` or `--dry-run`.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// A git checkout to place in the vm.
+    pub(crate) path: Option<PathBuf>,
+    /// What to run instead of a shell.
+    #[arg(last = true, value_name = "CMD")]
+    pub(crate) command: Vec<OsString>,
+}
+
+/// `banger vm create`.
+#[derive(Debug, Args)]
+pub(crate) struct CreateArgs {
+    #[command(flatten)]
+    pub(crate) spec: SpecArgs,
+    /// Make it without starting it.
+    #[arg(long)]
+    pub(crate) no_start: bool,
+    /// Show what would be made.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// A git checkout to place in the vm.
+    pub(crate) path: Option<PathBuf>,
+}
+
+/// `banger vm exec`.
+#[derive(Debug, Args)]
+pub(crate) struct ExecArgs {
+    #[command(flatten)]
+    pub(crate) session: SessionArgs,
+    /// A variable of the command; `K` alone takes the value from here.
+    #[arg(long, value_name = "K[=V]")]
+    pub(crate) env: Vec<OsString>,
+    /// A file of such lines.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) env_file: Vec<PathBuf>,
+    /// Name, id or the beginning of an id.
+    #[arg(value_name = "REF")]
+    pub(crate) vm: String,
+    /// What to run; a shell when absent.
+    #[arg(trailing_var_arg = true, value_name = "CMD")]
+    pub(crate) command: Vec<OsString>,
+}
+
+/// `banger vm start`.
+#[derive(Debug, Args)]
+pub(crate) struct StartArgs {
+    #[command(flatten)]
+    pub(crate) refs: RefsArgs,
+    /// What started means.
+    #[arg(long, value_name = "STATE", default_value = "agent")]
+    pub(crate) wait: WaitArg,
+}
+
+/// `banger vm stop`.
+#[derive(Debug, Args)]
+pub(crate) struct StopArgs {
+    #[command(flatten)]
+    pub(crate) refs: RefsArgs,
+    /// Use force after this time.
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "30s")]
+    pub(crate) timeout: Duration,
+}
+
+/// `banger vm delete`.
+#[derive(Debug, Args)]
+pub(crate) struct DeleteArgs {
+    #[command(flatten)]
+    pub(crate) refs: RefsArgs,
+    /// Delete running ones too.
+    #[arg(short, long)]
+    pub(crate) force: bool,
+}
+
+/// One or more vms.
+#[derive(Debug, Args)]
+pub(crate) struct RefsArgs {
+    /// Name, id or the beginning of an id.
+    #[arg(value_name = "REF", required = true)]
+    pub(crate) vms: Vec<String>,
+}
+
+/// `banger vm list`.
+#[derive(Debug, Args)]
+pub(crate) struct ListArgs {
+    /// Print JSON.
+    #[arg(long, conflicts_with = "quiet")]
+    pub(crate) json: bool,
+    /// Print ids only.
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+}
+
+/// `banger vm show`.
+#[derive(Debug, Args)]
+pub(crate) struct ShowArgs {
+    /// Name, id or the beginning of an id.
+    #[arg(value_name = "REF")]
+    pub(crate) vm: String,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// `banger vm logs`.
+#[derive(Debug, Args)]
+pub(crate) struct LogsArgs {
+    /// Name, id or the beginning of an id.
+    #[arg(value_name = "REF")]
+    pub(crate) vm: String,
+    /// Go on until the vm has ended.
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+    /// Only the last N lines.
+    #[arg(short = 'n', long, value_name = "N")]
+    pub(crate) lines: Option<usize>,
+    /// The bytes as they are, escape sequences alive.
+    #[arg(long)]
+    pub(crate) raw: bool,
+}
+
+/// `banger vm prune`.
+#[derive(Debug, Args)]
+pub(crate) struct PruneArgs {
+    /// Do not ask.
+    #[arg(short, long)]
+    pub(crate) force: bool,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Whether data is JSON.
+#[derive(Debug, Args)]
+pub(crate) struct JsonArgs {
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// `banger image`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ImageCommand {
+    /// Pull an image by its catalog name or OCI reference.
+    Pull {
+        /// Catalog name or OCI reference.
+        #[arg(value_name = "NAME|OCI-REF")]
+        reference: String,
+        /// Its name here; made from the reference when absent.
+        #[arg(long)]
+        name: Option<ImageName>,
+        /// The kernel its vms boot.
+        #[arg(long, value_name = "NAME")]
+        kernel_ref: Option<KernelName>,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// List images.
+    #[command(alias = "ls")]
+    List(JsonArgs),
+    /// Show an image.
+    Show {
+        /// Its name or reference.
+        #[arg(value_name = "NAME")]
+        image: String,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Delete images no vm uses.
+    #[command(alias = "rm")]
+    Delete {
+        /// Name or reference.
+        #[arg(value_name = "NAME", required = true)]
+        images: Vec<String>,
+    },
+}
+
+/// `banger kernel`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum KernelCommand {
+    /// Pull a kernel by its catalog name.
+    Pull {
+        /// Catalog name.
+        name: KernelName,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// List kernels.
+    #[command(alias = "ls")]
+    List(JsonArgs),
+    /// Show a kernel.
+    Show {
+        /// Its name.
+        name: KernelName,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Delete kernels no vm uses.
+    #[command(alias = "rm")]
+    Delete {
+        /// Name.
+        #[arg(value_name = "NAME", required = true)]
+        names: Vec<KernelName>,
+    },
+}
+
+/// `banger daemon`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum DaemonCommand {
+    /// Show what the daemon is doing; exits with 1 when it does not run.
+    Status(JsonArgs),
+    /// End the daemon; vms go on.
+    Stop,
+    /// Print the daemon's log.
+    Logs {
+        /// Only the last N lines.
+        #[arg(short = 'n', long, value_name = "N")]
+        lines: Option<usize>,
+    },
+    /// Leaves this session and becomes the daemon.
+    #[command(hide = true)]
+    Detach {
+        /// The daemon's program.
+        program: PathBuf,
+    },
+}
+
+/// [`NetMode`] as a flag's value.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum NetArg {
+    /// The public internet, nothing private.
+    Internet,
+    /// Nothing.
+    None,
+    /// Everything this host reaches.
+    Full,
+}
+
+impl From<NetArg> for NetMode {
+    fn from(net: NetArg) -> Self {
+        match net {
+            NetArg::Internet => Self::Internet,
+            NetArg::None => Self::None,
+            NetArg::Full => Self::Full,
+        }
+    }
+}
+
+/// [`VmmChoice`] as a flag's value.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum VmmArg {
+    /// Firecracker where KVM works, else QEMU.
+    Auto,
+    /// Firecracker.
+    Firecracker,
+    /// QEMU.
+    Qemu,
+}
+
+impl From<VmmArg> for VmmChoice {
+    fn from(vmm: VmmArg) -> Self {
+        match vmm {
+            VmmArg::Auto => Self::Auto,
+            VmmArg::Firecracker => Self::Firecracker,
+            VmmArg::Qemu => Self::Qemu,
+        }
+    }
+}
+
+/// [`Wait`] as a flag's value.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum WaitArg {
+    /// Commands can be run.
+    Agent,
+    /// The image's init has finished starting.
+    Boot,
+}
+
+impl From<WaitArg> for Wait {
+    fn from(wait: WaitArg) -> Self {
+        match wait {
+            WaitArg::Agent => Self::Agent,
+            WaitArg::Boot => Self::Boot,
+        }
+    }
+}
+
+/// Returns true when success would have the status of a command in the guest, so that our own failures need a status
+/// of their own. Looks at the words, because mistakes in them are such failures too.
+pub(crate) fn is_remote(args: &[OsString]) -> bool {
+    let ours: Vec<&str> =
+        args.iter().skip(1).take_while(|arg| *arg != "--").map(|arg| arg.to_str().unwrap_or("\0")).collect();
+    let mut words = ours.iter().filter(|arg| !arg.starts_with('-'));
+    let verb = match words.next() {
+        Some(&"vm") => words.next(),
+        other => other,
+    };
+    let is_short_detach = |arg: &&str| arg.starts_with('-') && !arg.starts_with("--") && arg.contains('d');
+    let detached = ours.iter().any(|arg| *arg == "--detach" || is_short_detach(arg));
+    let has_command = ours.len() + 2 < args.len();
+    match verb {
+        Some(&"exec") => true,
+        Some(&"run") => has_command || !detached,
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_grammar_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_remote_commands_status_is_recognised_in_wrong_lines_too() {
+        for (line, remote) in [
+            ("banger vm run --bogus -- true", true),
+            ("banger -v run", true),
+            ("banger run -d", false),
+            ("banger run -vd --rm", false),
+            ("banger run --detach -- true", true),
+            ("banger run --", true),
+            ("banger run -d --", false),
+            ("banger exec web ls -d", true),
+            ("banger vm exec", true),
+            ("banger vm list --bogus", false),
+            ("banger vm create -- run", false),
+            ("banger image list", false),
+            ("banger", false),
+        ] {
+            let args: Vec<OsString> = line.split(' ').map(OsString::from).collect();
+            assert_eq!(is_remote(&args), remote, "{line}");
+        }
+    }
+
+    #[test]
+    fn flags_after_the_command_are_the_commands() {
+        let cli = Cli::try_parse_from(["banger", "exec", "-t", "web", "ls", "-t", "--", "-v"]).unwrap();
+        let Command::Exec(args) = cli.command else { panic!("not exec") };
+        assert_eq!(args.command, ["ls", "-t", "--", "-v"]);
+        assert!(args.session.tty && !cli.verbose);
+        let cli = Cli::try_parse_from(["banger", "exec", "web", "--", "-x", "--", "y"]).unwrap();
+        let Command::Exec(args) = cli.command else { panic!("not exec") };
+        assert_eq!(args.command, ["-x", "--", "y"]);
+    }
+}

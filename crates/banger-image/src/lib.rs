@@ -4,5 +4,7 @@
 //! packages, indexes); output is a finished ext4 file or a kernel directory that becomes visible by rename.
 
 pub mod debian;
+pub mod ext4;
 pub mod kernel;
 pub mod progress;
+pub mod rootfs;

@@ -28,10 +28,12 @@ use thiserror::Error;
 
 use crate::debian::archive::{Archive, ArchiveConfig, ArchiveError, architecture};
 use crate::debian::deb::{Deb, DebError};
-use crate::debian::fetch::hex;
+use crate::debian::fetch::{hash_file, hex};
 use crate::debian::index::{Index, Package};
 use crate::debian::tar::{Kind, TarError, TarReader};
+use crate::debian::tree::{Attributes, Tree as _};
 use crate::progress::{Progress, Sink};
+use crate::rootfs::{RootfsBuilder, RootfsError};
 use depmod::{DepmodError, ModuleTree};
 use module::{Module, ModuleError};
 use vmlinux::VmlinuxError;
@@ -109,6 +111,9 @@ pub enum KernelError {
     /// The dependencies of the modules.
     #[error("could not order the kernel's modules")]
     Depmod(#[from] DepmodError),
+    /// The filesystem with the modules.
+    #[error("could not write the kernel's module tree")]
+    Rootfs(#[from] RootfsError),
     /// The directory can't be written.
     #[error("could not write `{}`", .path.display())]
     Write {
@@ -237,6 +242,7 @@ fn build(deb: &Path, name: &str, package: &Package, dir: &Path) -> Result<Kernel
     let mut out = Output { dir, sha256: BTreeMap::new() };
     out.write("vmlinux", &kernel)?;
     write_boot_modules(&mut out, &tree, &contents)?;
+    write_module_tree(&mut out, &tree, &contents)?;
     let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs());
     let meta = KernelMeta {
         name: name.to_owned(),
@@ -339,6 +345,34 @@ fn write_boot_modules(
         list.push('\n');
     }
     out.write("boot/modules.list", list.as_bytes())
+}
+
+/// Writes the whole module tree as a filesystem of its own. `modules.devname` is left out on purpose: with it, systemd's
+/// `kmod-static-nodes.service` runs, and fails in an image without kmod.
+fn write_module_tree(
+    out: &mut Output<'_>,
+    tree: &ModuleTree,
+    contents: &Contents,
+) -> Result<(), KernelError> {
+    let rendered = tree.render()?;
+    let path = out.dir.join("modules.ext4");
+    let mut rootfs = RootfsBuilder::create(&path)?;
+    let attributes = |mode| Attributes { mode, uid: 0, gid: 0, mtime: contents.mtime };
+    rootfs.directory(b"", &attributes(0o755)).map_err(|err| out.error("modules.ext4", err))?;
+    let packaged = contents.tree.iter().map(|(path, data)| (path.as_str(), data));
+    let files = packaged.chain(rendered.iter().map(|(path, data)| (*path, data)));
+    for (path, mut data) in files.map(|(path, data)| (path, data.as_slice())) {
+        if path != "modules.devname" {
+            let size = data.len() as u64;
+            rootfs
+                .file(path.as_bytes(), &attributes(0o644), size, &mut data)
+                .map_err(|err| out.error("modules.ext4", err))?;
+        }
+    }
+    rootfs.finish(&format!("modules {}", contents.release), 0)?;
+    let digest = File::open(&path).and_then(|mut file| hash_file(&mut file));
+    out.sha256.insert("modules.ext4".to_owned(), digest.map_err(|err| out.error("modules.ext4", err))?);
+    Ok(())
 }
 
 /// Writes files of the kernel directory and remembers their digests.

@@ -1,0 +1,182 @@
+//! The ext4 writer against the reference implementation's checker and reader.
+#![allow(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    clippy::print_stdout,
+    missing_docs,
+    reason = "a test"
+)]
+
+use banger_image::debian::tree::{Attributes, Special, Tree as _};
+use banger_image::ext4::{Meta, Node, Writer, format_empty};
+use banger_image::rootfs::RootfsBuilder;
+use std::io::Cursor;
+use std::path::Path;
+use std::process::Command;
+
+const UUID: [u8; 16] = *b"0123456789abcdef";
+
+fn have(tool: &str) -> bool {
+    let found = Command::new(tool).arg("-V").output().is_ok();
+    if !found {
+        println!("skipped: {tool} is not installed");
+    }
+    found
+}
+
+#[track_caller]
+fn check(path: &Path) {
+    let output = Command::new("e2fsck").args(["-fn"]).arg(path).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn debugfs(path: &Path, request: &str) -> String {
+    let output = Command::new("debugfs").args(["-R", request]).arg(path).output().unwrap();
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn attributes(mode: u32) -> Attributes {
+    Attributes { mode, uid: 70_000, gid: 12, mtime: 1_700_000_000 }
+}
+
+#[test]
+fn an_empty_disk_is_clean_and_small() {
+    if !have("e2fsck") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    for (name, mib) in [("small", 128), ("odd", 1000), ("usual", 8192), ("large", 100 * 1024)] {
+        let path = dir.path().join(name);
+        format_empty(&path, mib << 20, UUID).unwrap();
+        check(&path);
+        use std::os::unix::fs::MetadataExt as _;
+        let used = std::fs::metadata(&path).unwrap().blocks() * 512;
+        assert!(used <= 1 << 20, "{name}: {used} bytes in use");
+    }
+}
+
+#[test]
+fn every_kind_of_entry_arrives() {
+    if !have("e2fsck") || !have("debugfs") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("image");
+    let mut tree = RootfsBuilder::create(&path).unwrap();
+    tree.directory(b"bin", &attributes(0o1755)).unwrap();
+    tree.file(b"bin/tool", &attributes(0o4755), 5, &mut Cursor::new(b"hello")).unwrap();
+    tree.hard_link(b"bin/alias", b"bin/tool").unwrap();
+    tree.symlink(b"sbin", b"bin", &attributes(0o777)).unwrap();
+    tree.symlink(b"long", &[b'x'; 200], &attributes(0o777)).unwrap();
+    tree.file(b"sbin/init", &attributes(0o755), 4, &mut Cursor::new(b"init")).unwrap();
+    tree.special(b"dev/null", Special::Char(1, 3), &attributes(0o666)).unwrap();
+    tree.special(b"dev/big", Special::Block(259, 70_000), &attributes(0o600)).unwrap();
+    tree.special(b"dev/pipe", Special::Fifo, &attributes(0o600)).unwrap();
+    tree.file(b"caf\xe9", &attributes(0o644), 0, &mut Cursor::new(b"")).unwrap();
+    let summary = tree.finish("test", 0).unwrap();
+    assert_eq!(summary.init.as_deref(), Some("/sbin/init"));
+    assert_eq!(summary.size_bytes, std::fs::metadata(&path).unwrap().len());
+    check(&path);
+    let tool = debugfs(&path, "stat /bin/tool");
+    for expected in ["Mode:  04755", "User: 70000", "Group:    12", "Links: 2", "Size: 5", "0x6553f100"] {
+        assert!(tool.contains(expected), "no `{expected}` in {tool}");
+    }
+    assert_eq!(debugfs(&path, "cat /bin/alias"), "hello");
+    assert_eq!(debugfs(&path, "cat /bin/init"), "init");
+    assert!(debugfs(&path, "stat /sbin").contains("Fast link dest: \"bin\""));
+    assert!(debugfs(&path, "stat /long").contains("Size: 200"));
+    assert!(debugfs(&path, "stat /dev/null").contains("01:03"));
+    assert!(debugfs(&path, "stat /dev/big").contains("259:70000"));
+    assert!(debugfs(&path, "stat /dev/pipe").contains("Type: FIFO"));
+    assert!(debugfs(&path, "ls -p /").contains("caf"));
+}
+
+#[test]
+fn what_is_replaced_is_gone_and_its_space_free() {
+    if !have("e2fsck") || !have("debugfs") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("image");
+    let mut tree = RootfsBuilder::create(&path).unwrap();
+    let data = vec![7; 3 << 20];
+    tree.file(b"a/b/c", &attributes(0o644), data.len() as u64, &mut Cursor::new(&data)).unwrap();
+    tree.file(b"a", &attributes(0o644), 3, &mut Cursor::new(b"now")).unwrap();
+    tree.finish("test", 16).unwrap();
+    check(&path);
+    assert_eq!(debugfs(&path, "cat /a"), "now");
+    use std::os::unix::fs::MetadataExt as _;
+    assert!(std::fs::metadata(&path).unwrap().blocks() * 512 < 1 << 20);
+}
+
+#[test]
+fn holes_many_extents_large_directories_and_attributes() {
+    if !have("e2fsck") || !have("debugfs") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("image");
+    let mut writer = Writer::create(&path).unwrap();
+    // Every other block is a hole: 2,000 extents, two levels of tree.
+    let mut data = vec![0; 4000 * 4096];
+    data.chunks_mut(8192).for_each(|pair| pair[..4096].fill(0x5a));
+    let file = writer.write_data(data.len() as u64, &mut Cursor::new(&data)).unwrap();
+    let root = writer.root();
+    let xattrs = vec![
+        (b"user.small".to_vec(), b"1".to_vec()),
+        (b"security.capability".to_vec(), vec![1; 20]),
+        (b"user.large".to_vec(), vec![b'v'; 1500]),
+    ];
+    writer.add(root, b"holes", Meta { mode: 0o644, xattrs, ..Meta::default() }, file);
+    let small = vec![(b"security.capability".to_vec(), vec![1; 20])];
+    writer.add(root, b"ping", Meta { mode: 0o755, xattrs: small, ..Meta::default() }, Node::Fifo);
+    let many = writer.add(
+        root,
+        b"many",
+        Meta { mode: 0o755, ..Meta::default() },
+        Node::Directory(Default::default()),
+    );
+    for number in 0..20_000 {
+        let meta = Meta { mode: 0o755, mtime: (-1, 999_999_999), ..Meta::default() };
+        writer.add(many, format!("entry-{number}").as_bytes(), meta, Node::Directory(Default::default()));
+    }
+    writer.finish(UUID, 100).unwrap();
+    check(&path);
+    let copy = dir.path().join("copy");
+    debugfs(&path, &format!("dump /holes {}", copy.display()));
+    assert!(std::fs::read(&copy).unwrap() == data, "the data differs");
+    let value = debugfs(&path, "ea_get /holes user.large");
+    assert!(value.contains(&"v".repeat(1500)), "{value}");
+    assert!(debugfs(&path, "ea_list /ping").contains("security.capability"));
+}
+
+#[test]
+fn paths_stay_inside() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut tree = RootfsBuilder::create(&dir.path().join("image")).unwrap();
+    tree.symlink(b"loop", b"loop", &attributes(0o777)).unwrap();
+    tree.symlink(b"up", b"../../../etc", &attributes(0o777)).unwrap();
+    tree.file(b"file", &attributes(0o644), 0, &mut Cursor::new(b"")).unwrap();
+    for bad in [&b"../x"[..], b"a/../../x", b"loop/x", b"file/x", b"", b"/", b"a\0b"] {
+        let result = tree.file(bad, &attributes(0o644), 0, &mut Cursor::new(b""));
+        assert!(result.is_err(), "{}", bad.escape_ascii());
+    }
+    assert!(tree.hard_link(b"y", b"nothing").is_err());
+    // A link that climbs ends at the image's own root.
+    tree.file(b"up/passwd", &attributes(0o644), 0, &mut Cursor::new(b"")).unwrap();
+    assert!(tree.hard_link(b"z", b"etc/passwd").is_ok());
+}
+
+#[test]
+fn the_same_calls_make_the_same_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let make = |name: &str| {
+        let path = dir.path().join(name);
+        let mut tree = RootfsBuilder::create(&path).unwrap();
+        tree.file(b"a/b", &attributes(0o644), 5000, &mut Cursor::new(vec![1; 5000])).unwrap();
+        tree.finish("same", 0).unwrap();
+        std::fs::read(path).unwrap()
+    };
+    assert!(make("one") == make("two"));
+}

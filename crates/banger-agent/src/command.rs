@@ -100,7 +100,7 @@ fn shell(user: &users::User) -> Result<PathBuf, WireError> {
         })
 }
 
-/// A directory that was asked for must exist; the defaults fall back to `/`.
+/// A directory that was asked for must exist; the defaults fall back to `/` when they can't be entered.
 fn workdir(spec: &ExecSpec, defaults: &Defaults, user: &users::User) -> Result<PathBuf, WireError> {
     if let Some(asked) = &spec.workdir {
         let path = PathBuf::from(asked.as_os_str());
@@ -112,8 +112,10 @@ fn workdir(spec: &ExecSpec, defaults: &Defaults, user: &users::User) -> Result<P
         return Ok(path);
     }
     let image = defaults.workdir.as_ref().map(|path| PathBuf::from(path.as_os_str()));
-    let found =
-        image.into_iter().chain([PathBuf::from(&user.home)]).find(|path| path.is_absolute() && path.is_dir());
+    let usable = |path: &PathBuf| {
+        path.is_absolute() && path.is_dir() && rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok()
+    };
+    let found = image.into_iter().chain([PathBuf::from(&user.home)]).find(usable);
     Ok(found.unwrap_or_else(|| PathBuf::from("/")))
 }
 

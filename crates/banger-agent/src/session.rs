@@ -85,6 +85,12 @@ pub(crate) async fn run(
     let _ = out.send(Frame::close(session)).await;
 }
 
+/// Ends a session that could not begin.
+pub(crate) async fn refuse(session: u32, error: WireError, out: mpsc::Sender<Frame>) {
+    send_event(&out, session, &SessionEvent::Failed(error)).await;
+    let _ = out.send(Frame::close(session)).await;
+}
+
 async fn send_event(out: &mpsc::Sender<Frame>, session: u32, event: &SessionEvent) {
     if let Ok(frame) = Frame::message(session, event) {
         let _ = out.send(frame).await;

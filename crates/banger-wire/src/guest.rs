@@ -120,6 +120,12 @@ pub enum HostMessage {
 pub enum SessionKind {
     /// Runs a command; see [`crate::exec`].
     Exec(Box<ExecSpec>),
+    /// Sends what the vm changed on its image as one uncompressed OCI layer: a POSIX tar on the
+    /// [`STDOUT`](crate::exec::STDOUT) channel, with credits as for a command. Ends with
+    /// [`Exited`](crate::exec::SessionEvent::Exited) of code 0, or [`Failed`](crate::exec::SessionEvent::Failed) and
+    /// a tar that is to be thrown away. Leaves out what is not the image's: mounts, and the host name, hosts,
+    /// resolver and machine id files the agent wrote.
+    ExportChanges,
 }
 
 /// What becomes of the image's init.

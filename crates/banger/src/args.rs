@@ -10,18 +10,18 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 const EXAMPLES: &str = "\
-  banger run                        a shell in a new vm
-  banger run --rm -- uname -a       one command in a vm of its own; exits with its status
-  banger ps                         what there is
+banger run                     a shell in a new vm
+banger run --rm -- uname -a    one command in a vm of its own; exits with its status
+banger ps                      the vms there are
 ";
 const RUN_EXAMPLES: &str = "\
-  banger vm run                     a shell in a new vm
-  banger vm run --rm -- make test   one command in a vm of its own; exits with its status
-  tar c . | banger vm run --rm -- tar x
+banger vm run                             a shell in a new vm
+banger vm run --rm -- make test           one command in a vm of its own; exits with its status
+tar c . | banger vm run --rm -- tar tv    streams are the command's own
 ";
 const EXEC_EXAMPLES: &str = "\
-  banger vm exec web -- ps aux      a command in a running vm
-  banger vm exec web                a shell there
+banger vm exec web -- ps aux    a command in a running vm
+banger vm exec web              a shell there
 ";
 
 /// Disposable microVMs from one command.

@@ -69,9 +69,10 @@ pub(crate) async fn run(plan: SessionPlan, signals: &mut Signals) -> Ended {
     let (mut reader, writer) = signals.unless(open(&plan)).await?;
     let failed_start = |error| Stop::from(failed("could not serve the command's streams", &error));
     let (outputs, mut written) = Outputs::start().map_err(failed_start)?;
-    let mut stdin = streams::start_reader().map_err(failed_start)?;
     let mut resized = signal(SignalKind::window_change()).map_err(failed_start)?;
+    // Before the first read, which would begin with a line of the cooked terminal.
     let raw = plan.exec.tty.and_then(|_| RawMode::enter());
+    let mut stdin = streams::start_reader().map_err(failed_start)?;
     let (queue, queued) = mpsc::unbounded_channel();
     let sender = tokio::spawn(send_queued(writer, queued));
     let mut session = Session::new(&plan, queue, outputs);

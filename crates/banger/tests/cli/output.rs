@@ -1,0 +1,314 @@
+//! What is printed, where, and the status.
+
+use crate::support::{Bench, plan, view};
+use banger_wire::daemon::{Check, Event, Outcome, Pruned, Request, Verdict};
+use banger_wire::error::{ErrorCode, WireError};
+use banger_wire::frame::Frame;
+use insta::assert_snapshot;
+use std::io::{BufRead as _, BufReader};
+
+fn now() -> i64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    i64::try_from(now.as_secs()).unwrap()
+}
+
+#[test]
+fn help_leads_with_the_usual_case() {
+    let bench = Bench::new();
+    let help = bench.run(["--help"]);
+    let head: String = help.lines().take(3).map(|line| format!("{line}\n")).collect();
+    assert_snapshot!(head, @r"
+    status 0
+    --- stdout
+    banger run                     a shell in a new vm
+    ");
+    assert!(bench.run(["vm", "run", "--help"]).contains("banger vm run --rm -- make test"));
+    assert!(!bench.run(["daemon", "--help"]).contains("detach"));
+}
+
+#[test]
+fn an_error_tells_what_why_and_what_next() {
+    let bench = Bench::new();
+    bench.daemon(|_, peer| {
+        let mut error = WireError::new(ErrorCode::Failed, "could not start vm `web`")
+            .hinted("remove it with `ip link delete bgr-7f3a`, or see `banger doctor`");
+        error.causes = vec!["create tap `bgr-7f3a`: an interface of that name exists".to_owned()];
+        error.causes.push("said \u{1b}[31mguest\nerror: not ours".to_owned());
+        error.op = Some("5f3c91".to_owned());
+        peer.fail(error);
+    });
+    assert_snapshot!(bench.run(["vm", "start", "web"]), @r"
+    status 1
+    --- stderr
+    error: could not start vm `web`
+      caused by: create tap `bgr-7f3a`: an interface of that name exists
+      caused by: said \x1b[31mguest
+        error: not ours
+    hint: remove it with `ip link delete bgr-7f3a`, or see `banger doctor`
+    (op 5f3c91)
+    ");
+}
+
+#[test]
+fn what_contradicts_itself_is_refused_before_anything_is_asked() {
+    let bench = Bench::new();
+    bench.daemon(|request, _| panic!("{request:?}"));
+    assert_snapshot!(bench.run(["vm", "run", "-d", "--rm"]), @r"
+    status 2
+    --- stderr
+    error: `-d` and `--rm` contradict each other: nothing would ever end the vm
+    hint: leave one of them out
+    ");
+    assert_snapshot!(bench.run(["run", "-d", "--", "true"]), @r"
+    status 125
+    --- stderr
+    error: `-d` makes a vm and returns, so it takes no command
+    hint: start it with `banger vm run -d`, then use `banger vm exec`
+    ");
+    assert_snapshot!(bench.run(["run", "uname"]), @r"
+    status 125
+    --- stderr
+    error: workspaces are not there yet, so `uname` can't be placed in a vm
+    hint: to run a command, put it after `--`: `banger vm run -- uname`
+    ");
+    assert_snapshot!(bench.run(["vm", "create", "/"]), @r"
+    status 2
+    --- stderr
+    error: workspaces are not there yet, so `/` can't be placed in a vm
+    ");
+    assert!(bench.requests().is_empty());
+}
+
+#[test]
+fn usage_errors_have_a_status_of_their_own_beside_a_commands() {
+    let bench = Bench::new();
+    for (status, args) in [
+        (125, &["vm", "run", "--bogus", "--", "true"][..]),
+        (125, &["exec"]),
+        (125, &["run", "--name", "Not-A-Name"]),
+        (2, &["vm", "list", "--bogus"]),
+        (2, &["run", "-d", "--memory", "much"]),
+        (2, &["frobnicate"]),
+    ] {
+        let output = bench.command(args).output().unwrap();
+        assert_eq!(output.status.code(), Some(status), "{args:?}");
+        assert!(output.stderr.starts_with(b"error: "), "{args:?}: {output:?}");
+        assert!(output.stdout.is_empty(), "{args:?}");
+    }
+}
+
+#[test]
+fn vms_are_listed() {
+    let bench = Bench::new();
+    bench.daemon(|request, peer| {
+        assert_eq!(request, Request::VmList);
+        let mut hostile = view("web", "running");
+        hostile.image = "i\u{1b}]0;owned\u{7}".to_owned();
+        hostile.created = now() - 200;
+        let mut stopped = view("fuzzy-otter", "stopped");
+        stopped.created = now() - 400_000;
+        peer.done(Outcome::Vms(vec![hostile, stopped]));
+    });
+    assert_snapshot!(bench.run(["ps"]), @r"
+    status 0
+    --- stdout
+    ID            NAME         STATE    IMAGE              VCPU  MEM      DISK           CREATED
+    0123456789ab  web          running  i\x1b]0;owned\x07  1     512 MiB  5.0 MiB/8 GiB  3 min ago
+    0123456789ab  fuzzy-otter  stopped  debian-bookworm    1     512 MiB  5.0 MiB/8 GiB  4 days ago
+    ");
+    assert_snapshot!(bench.run(["vm", "list", "-q"]), @r"
+    status 0
+    --- stdout
+    0123456789ab
+    0123456789ab
+    ");
+    let json = bench.command(["vm", "list", "--json"]).output().unwrap().stdout;
+    let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
+    assert_eq!(json[0]["image"], "i\u{1b}]0;owned\u{7}");
+    assert_eq!(json[1]["memory"], 512);
+}
+
+#[test]
+fn a_vm_is_shown_whole() {
+    let bench = Bench::new();
+    bench.daemon(|_, peer| {
+        let mut vm = view("web", "running");
+        vm.vmm_pid = Some(42);
+        vm.cmdline = Some("console=ttyS0 quiet".to_owned());
+        peer.done(Outcome::Vm(vm));
+    });
+    let shown = bench.run(["vm", "show", "web"]);
+    let without_age: Vec<&str> = shown.lines().map(|line| line.split(" (").next().unwrap()).collect();
+    assert_snapshot!(without_age.join("\n"), @r"
+    status 0
+    --- stdout
+    id:           0123456789ab
+    name:         web
+    state:        running
+    image:        debian-bookworm
+    kernel:       generic-6.12
+    vcpu:         1
+    memory:       512 MiB
+    disk:         5.0 MiB of 8 GiB
+    network:      internet
+    vmm:          qemu, process 42
+    created:      2023-11-14 22:13:20 +00:00
+    directory:    /state/vms/0123456789ab
+    socket:       /state/vms/0123456789ab/vm.sock
+    command line: console=ttyS0 quiet
+    ");
+}
+
+#[test]
+fn several_vms_are_each_reported() {
+    let bench = Bench::new();
+    bench.daemon(|request, peer| match request {
+        Request::VmStop { vm, grace_ms: 5000 } if vm == "web" => peer.done(Outcome::Done),
+        Request::VmStop { vm, .. } => {
+            peer.fail(WireError::new(ErrorCode::NotFound, format!("there is no vm `{vm}`")));
+        }
+        other => panic!("{other:?}"),
+    });
+    assert_snapshot!(bench.run(["vm", "stop", "--timeout", "5s", "web", "gone", "web"]), @r"
+    status 1
+    --- stdout
+    stopped web
+    --- stderr
+    error: there is no vm `gone`
+    ");
+    assert_eq!(bench.requests().len(), 2);
+}
+
+#[test]
+fn pruning_is_not_done_unasked() {
+    let bench = Bench::new();
+    bench.daemon(|request, peer| {
+        assert_eq!(request, Request::VmPrune { dry_run: false });
+        peer.done(Outcome::Pruned(Pruned { vms: vec![view("web", "stopped")], freed_bytes: 3 << 30 }));
+    });
+    assert_snapshot!(bench.run(["vm", "prune"]), @r"
+    status 2
+    --- stderr
+    error: pruning deletes disks, and nobody can be asked here
+    hint: use `banger vm prune --force`
+    ");
+    assert!(bench.requests().is_empty());
+    assert_snapshot!(bench.run(["vm", "prune", "-f"]), @r"
+    status 0
+    --- stdout
+    deleted web
+    freed 3.0 GiB
+    ");
+}
+
+#[test]
+fn console_bytes_are_harmless_unless_raw() {
+    let bench = Bench::new();
+    bench.daemon(|_, peer| {
+        for part in [&b"boot\r\n\t\x1b[32mok gr\xc3"[..], b"\xbc\xc3\x9fe\xff\r", b"\nlogin: "] {
+            peer.send(&Frame::data(0, 1, part.to_vec()));
+        }
+        peer.send(&Frame::eof(0, 1));
+        peer.done(Outcome::Done);
+    });
+    let escaped = bench.command(["vm", "logs", "web"]).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&escaped.stdout), "boot\n\t\\x1b[32mok grüße\\xff\nlogin: ");
+    let raw = bench.command(["vm", "logs", "--raw", "-n", "9", "web"]).output().unwrap();
+    assert_eq!(raw.stdout, b"boot\r\n\t\x1b[32mok gr\xc3\xbc\xc3\x9fe\xff\r\nlogin: ");
+    let asked = Request::VmLogs { vm: "web".to_owned(), lines: Some(9), follow: false };
+    assert_eq!(bench.requests()[1], asked);
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_is_no_error() {
+    let bench = Bench::new();
+    bench.daemon(|_, peer| {
+        loop {
+            peer.send(&Frame::data(0, 1, vec![b'\n'; 65536]));
+            if peer.next().is_none() {
+                break;
+            }
+        }
+    });
+    let mut child = bench.command(["vm", "logs", "-f", "web"]).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(141), &b""[..]));
+}
+
+#[test]
+fn a_dry_run_shows_the_plan() {
+    let bench = Bench::new();
+    bench.daemon(|request, peer| {
+        assert!(matches!(request, Request::VmPlan(_)));
+        peer.done(Outcome::Plan(plan()));
+    });
+    assert_snapshot!(bench.run(["run", "--dry-run"]), @r"
+    status 0
+    --- stdout
+    vm fuzzy-otter: 1 vcpu, 512 MiB, 8 GiB disk, debian-bookworm, qemu (software emulation)
+    would pull image debian-bookworm
+    ");
+}
+
+#[test]
+fn doctor_prints_each_check_and_fails_with_one() {
+    let bench = Bench::new();
+    bench.daemon(|_, peer| {
+        for (name, verdict, hint) in [
+            ("qemu", Verdict::Pass, None),
+            ("kvm", Verdict::Warn, None),
+            ("pasta", Verdict::Fail, Some("sudo apt install passt")),
+        ] {
+            peer.say(&Event::Check(Check {
+                name: name.to_owned(),
+                verdict,
+                detail: "what was found".to_owned(),
+                hint: hint.map(str::to_owned),
+            }));
+        }
+        peer.done(Outcome::Done);
+    });
+    assert_snapshot!(bench.run(["doctor"]), @r"
+    status 1
+    --- stdout
+    pass  qemu: what was found
+    warn  kvm: what was found
+    FAIL  pasta: what was found
+          hint: sudo apt install passt
+    ");
+    let json = bench.command(["doctor", "--json"]).output().unwrap();
+    let checks: Vec<Check> = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!((json.status.code(), checks.len()), (Some(1), 3));
+}
+
+#[test]
+fn a_daemon_that_hangs_up_is_reported() {
+    let bench = Bench::new();
+    bench.daemon(|_, peer| peer.say(&Event::Step { label: "boot".to_owned() }));
+    assert_snapshot!(bench.run(["image", "pull", "debian-bookworm"]), @r"
+    status 1
+    --- stderr
+    error: bangerd closed the connection before it was done
+    hint: see `banger daemon logs`
+    ");
+}
+
+#[test]
+fn a_signal_cancels_what_the_daemon_does() {
+    let bench = Bench::new();
+    let (began, begin) = std::sync::mpsc::channel();
+    let (ended, end) = std::sync::mpsc::channel();
+    bench.daemon(move |_, peer| {
+        began.send(()).unwrap();
+        assert!(peer.next().is_none());
+        ended.send(()).unwrap();
+    });
+    let child = bench.command(["run", "--", "true"]).spawn().unwrap();
+    begin.recv().unwrap();
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    assert_snapshot!(bench.show(&child.wait_with_output().unwrap()), @"status 130");
+    end.recv().unwrap();
+}

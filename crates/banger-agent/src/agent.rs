@@ -152,6 +152,8 @@ fn shut_down(reboot: bool, out: mpsc::Sender<Frame>) {
                 return;
             }
         }
+        // With nobody left to write, the disk is left as after an unmount. Fails when something still does.
+        let _ = rustix::mount::mount_remount("/", rustix::mount::MountFlags::RDONLY, "");
         let _ = tokio::task::spawn_blocking(rustix::fs::sync).await;
         let how = if reboot {
             rustix::system::RebootCommand::Restart

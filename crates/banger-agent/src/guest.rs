@@ -58,7 +58,9 @@ pub(crate) fn configure(config: &GuestConfig) -> Result<Option<PathBuf>, Failure
     mount_root(&config.drives, &config.init)?;
     let root = Path::new(NEW_ROOT);
     at("set hostname", rustix::system::sethostname(config.hostname.as_bytes()))?;
-    at("write identity", write_identity(root, config))?;
+    if config.init != InitMode::Build {
+        at("write identity", write_identity(root, config))?;
+    }
     if let Some(network) = &config.network {
         at("configure network", configure_network(network))?;
     }
@@ -84,6 +86,11 @@ fn mount_root(drives: &GuestDrives, init: &InitMode) -> Result<(), Failure> {
     for dir in [IMAGE, DISK, NEW_ROOT] {
         at("make mount points", make_dir(Path::new(dir)))?;
     }
+    if *init == InitMode::Build {
+        let flags = MountFlags::NOATIME;
+        at("mount image", mount(&drives.image, NEW_ROOT, &drives.image_fs, flags, None))?;
+        return at("prepare root", make_root_dirs(Path::new(NEW_ROOT)));
+    }
     // A journal is never replayed onto the shared image.
     let options = if drives.image_fs == "ext4" { Some(c"noload") } else { None };
     at("mount image", mount(&drives.image, IMAGE, &drives.image_fs, MountFlags::RDONLY, options))?;
@@ -96,7 +103,7 @@ fn mount_root(drives: &GuestDrives, init: &InitMode) -> Result<(), Failure> {
     // init the changes are exported as a layer, which has no way to say "renamed".
     let features = match init {
         InitMode::Auto => c"redirect_dir=on,index=on,xino=on",
-        InitMode::AgentOnly => c"redirect_dir=off,index=off,metacopy=off",
+        InitMode::AgentOnly | InitMode::Build => c"redirect_dir=off,index=off,metacopy=off",
     };
     let options =
         format!("lowerdir={IMAGE},upperdir={DISK}/upper,workdir={DISK}/work,{}", features.to_string_lossy());
@@ -106,9 +113,7 @@ fn mount_root(drives: &GuestDrives, init: &InitMode) -> Result<(), Failure> {
         mount("overlay", NEW_ROOT, "overlay", MountFlags::empty(), Some(options.as_c_str())),
     )?;
     let root = Path::new(NEW_ROOT);
-    for dir in ["dev", "proc", "sys", "run", "tmp", "var", "etc"] {
-        at("prepare root", make_dir(&root.join(dir)))?;
-    }
+    at("prepare root", make_root_dirs(root))?;
     for (from, to) in DIRECT {
         // Only where the image has the place or its parent as a real directory; a link could lead anywhere.
         let target = root.join(to);
@@ -124,6 +129,12 @@ fn mount_root(drives: &GuestDrives, init: &InitMode) -> Result<(), Failure> {
         at("mount modules", mount(modules, &target, "ext4", MountFlags::RDONLY, Some(c"noload")))?;
     }
     Ok(())
+}
+
+fn make_root_dirs(root: &Path) -> io::Result<()> {
+    ["dev", "proc", "sys", "run", "tmp", "var", "etc"]
+        .into_iter()
+        .try_for_each(|dir| make_dir(&root.join(dir)))
 }
 
 fn make_dir(path: &Path) -> io::Result<()> {

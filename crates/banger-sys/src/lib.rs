@@ -4,4 +4,5 @@
 #![allow(unsafe_code, reason = "this crate is where it lives; each block says what makes it sound")]
 
 pub mod child;
+pub mod namespace;
 pub mod netif;

@@ -136,6 +136,9 @@ pub enum InitMode {
     Auto,
     /// Never run it: the agent stays the first process.
     AgentOnly,
+    /// Like `AgentOnly`, and the root is the image itself, writable: this vm finishes an image. It has no disk, and
+    /// nothing of its identity is written.
+    Build,
 }
 
 /// Everything that makes a guest this vm and not another.

@@ -1,0 +1,123 @@
+//! Namespaces, processes that live in them, and taps.
+
+use rustix::thread::UnshareFlags;
+use std::ffi::c_int;
+use std::io;
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
+
+/// Moves the caller (a process, or one thread where the flags allow it) into new namespaces.
+///
+/// # Errors
+/// When the kernel or its configuration forbids it.
+pub fn unshare(flags: UnshareFlags) -> io::Result<()> {
+    // SAFETY: none of the flags callers use unshares the descriptor table, which is what could invalidate
+    // descriptors other code holds.
+    unsafe { rustix::thread::unshare_unsafe(flags - UnshareFlags::FILES) }.map_err(Into::into)
+}
+
+/// Makes the caller known in its new user namespace under its own ids and no others.
+///
+/// # Errors
+/// When the caller is not in a fresh user namespace.
+pub fn map_own_ids(uid: u32, gid: u32) -> io::Result<()> {
+    std::fs::write("/proc/self/setgroups", "deny")?;
+    std::fs::write("/proc/self/uid_map", format!("{uid} {uid} 1"))?;
+    std::fs::write("/proc/self/gid_map", format!("{gid} {gid} 1"))
+}
+
+/// Splits the process; returns the child's id in the parent and none in the child.
+///
+/// # Errors
+/// When the process has other threads, whose locks a child would inherit held, or there is no memory.
+pub fn fork() -> io::Result<Option<i32>> {
+    if std::fs::read_dir("/proc/self/task")?.count() != 1 {
+        return Err(io::Error::other("a process with threads can't be split"));
+    }
+    // SAFETY: there is one thread, so the child is a complete copy.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(None),
+        pid => Ok(Some(pid)),
+    }
+}
+
+/// Gives up root for good: groups, group, user. `/proc/self` stays the caller's own.
+///
+/// # Errors
+/// When the caller may not.
+pub fn become_user(uid: u32, gid: u32) -> io::Result<()> {
+    // SAFETY: plain system calls on numbers; the caller has one thread.
+    let result = unsafe {
+        if libc::setgroups(0, std::ptr::null()) != 0
+            || libc::setresgid(gid, gid, gid) != 0
+            || libc::setresuid(uid, uid, uid) != 0
+        {
+            -1
+        } else {
+            libc::prctl(libc::PR_SET_DUMPABLE, 1, 0, 0, 0)
+        }
+    };
+    if result != 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Prepares a command whose process is not trusted: no new privileges, its own session, dies with its parent, and keeps
+/// the descriptors in `keep` across `exec`.
+pub fn untrusted(command: &mut Command, keep: Vec<RawFd>) {
+    let setup = move || {
+        // SAFETY: async-signal-safe calls on numbers prepared before the fork.
+        unsafe {
+            if libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0
+                || libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0) != 0
+                || libc::setsid() < 0
+            {
+                return Err(io::Error::last_os_error());
+            }
+            for fd in &keep {
+                if libc::fcntl(*fd, libc::F_SETFD, 0) != 0 {
+                    return Err(io::Error::last_os_error());
+                }
+            }
+        }
+        Ok(())
+    };
+    // SAFETY: the closure makes async-signal-safe calls only and allocates nothing.
+    unsafe { command.pre_exec(setup) };
+}
+
+/// Makes a tap of this name in the caller's network namespace. It lives as long as the descriptor.
+///
+/// # Errors
+/// When `/dev/net/tun` can't be opened or the name is taken.
+pub fn open_tap(name: &str) -> io::Result<OwnedFd> {
+    // SAFETY: `ifreq` is plain data for which all zeroes is a valid value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    let bytes = name.as_bytes();
+    if bytes.is_empty() || bytes.len() >= request.ifr_name.len() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(bytes) {
+        *to = from.cast_signed();
+    }
+    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI) as libc::c_short;
+    // SAFETY: a NUL-terminated constant.
+    let fd = unsafe { libc::open(c"/dev/net/tun".as_ptr(), libc::O_RDWR | libc::O_CLOEXEC) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: `open` returned it just now and nobody else has it.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    // SAFETY: TUNSETIFF takes an `ifreq`, which outlives the call.
+    let result = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) };
+    if result as c_int != 0 { Err(io::Error::last_os_error()) } else { Ok(fd) }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_process_with_threads_is_not_split() {
+        // The test harness runs this in a thread of its own.
+        assert!(super::fork().is_err());
+    }
+}

@@ -1,11 +1,12 @@
 //! What is printed, where, and the status.
 
-use crate::support::{Bench, plan, view};
+use crate::support::{Bench, plan, read_until, terminal, view};
 use banger_wire::daemon::{Check, Event, Outcome, Pruned, Request, Verdict};
 use banger_wire::error::{ErrorCode, WireError};
+use banger_wire::exec::TerminalSize;
 use banger_wire::frame::Frame;
 use insta::assert_snapshot;
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Write as _};
 
 fn now() -> i64 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
@@ -199,6 +200,28 @@ fn pruning_is_not_done_unasked() {
     deleted web
     freed 3.0 GiB
     ");
+}
+
+#[test]
+fn pruning_asks_and_takes_no_for_an_answer() {
+    let bench = Bench::new();
+    bench.daemon(|request, peer| {
+        assert!(matches!(request, Request::VmPrune { .. }));
+        peer.done(Outcome::Pruned(Pruned { vms: vec![view("web", "stopped")], freed_bytes: 3 << 30 }));
+    });
+    for (answer, status, requests) in [("\n", 1, 1), ("y\n", 0, 3)] {
+        let (mut master, slave) = terminal(TerminalSize { rows: 24, cols: 200 });
+        let mut command = bench.command(["vm", "prune"]);
+        command.stdin(slave.try_clone().unwrap()).stderr(slave);
+        let child = command.spawn().unwrap();
+        let asked = read_until(&mut master, "[y/N] ");
+        assert!(asked.contains("web") && asked.contains("delete this vm and free 3.0 GiB?"), "{asked}");
+        master.write_all(answer.as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(status), "{answer:?}");
+        assert_eq!(output.stdout.is_empty(), status == 1);
+        assert_eq!(bench.requests().len(), requests);
+    }
 }
 
 #[test]

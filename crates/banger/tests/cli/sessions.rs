@@ -1,6 +1,6 @@
 //! Commands in the guest: statuses, arguments, streams, signals, terminals.
 
-use crate::support::{Bench, Peer, accept, echo, plan, view};
+use crate::support::{Bench, Peer, accept, echo, plan, read_until, resize, terminal, view};
 use banger_wire::bytes::ByteString;
 use banger_wire::daemon::{Event, Outcome, Request};
 use banger_wire::error::{ErrorCode, WireError};
@@ -9,8 +9,7 @@ use banger_wire::frame::{Frame, Kind};
 use banger_wire::vm::{EndReason, VmEnd, VmEvent};
 use insta::assert_snapshot;
 use std::ffi::OsStr;
-use std::fs::File;
-use std::io::{Read as _, Write as _};
+use std::io::Write as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::process::Stdio;
 
@@ -294,35 +293,6 @@ fn only_running_vms_take_commands() {
     error: vm `web` is not running, it is stopped
     hint: start it with `banger vm start web`
     ");
-}
-
-/// Returns both ends of a terminal of the given size.
-fn terminal(size: TerminalSize) -> (File, File) {
-    use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
-    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
-    let master = openpt(flags).unwrap();
-    grantpt(&master).unwrap();
-    unlockpt(&master).unwrap();
-    let slave = ioctl_tiocgptpeer(&master, flags).unwrap();
-    let master = File::from(master);
-    resize(&master, size);
-    (master, slave.into())
-}
-
-fn resize(master: &File, size: TerminalSize) {
-    let size = rustix::termios::Winsize { ws_row: size.rows, ws_col: size.cols, ws_xpixel: 0, ws_ypixel: 0 };
-    rustix::termios::tcsetwinsize(master, size).unwrap();
-}
-
-/// Returns what a terminal shows until it ends as given.
-fn read_until(master: &mut File, end: &str) -> String {
-    let mut shown = String::new();
-    while !shown.ends_with(end) {
-        let mut chunk = [0; 4096];
-        let len = master.read(&mut chunk).unwrap();
-        shown.push_str(std::str::from_utf8(&chunk[..len]).unwrap());
-    }
-    shown
 }
 
 #[test]

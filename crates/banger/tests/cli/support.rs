@@ -5,13 +5,14 @@
 use banger_wire::BUILD;
 use banger_wire::daemon::{Call, Event, Outcome, PlanSummary, Request, StartedVm, VmView};
 use banger_wire::error::WireError;
-use banger_wire::exec::{ExecSpec, ExitStatus, STDIN, STDOUT, SessionEvent, WINDOW};
+use banger_wire::exec::{ExecSpec, ExitStatus, STDIN, STDOUT, SessionEvent, TerminalSize, WINDOW};
 use banger_wire::frame::{Decoder, Frame, Kind, MESSAGE_LEN_MAX};
 use banger_wire::guest::{SessionKind, Timing};
 use banger_wire::vm::{VmCall, VmEvent, VmRequest};
 use serde::Serialize;
 use std::collections::VecDeque;
 use std::ffi::OsStr;
+use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -247,4 +248,34 @@ fn started(socket: &str) -> StartedVm {
         timings: vec![Timing { stage: "kernel".to_owned(), ms: 640 }],
         ready_ms: 1840,
     }
+}
+
+/// Returns both ends of a terminal of the given size.
+pub(crate) fn terminal(size: TerminalSize) -> (File, File) {
+    use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+    let master = openpt(flags).unwrap();
+    grantpt(&master).unwrap();
+    unlockpt(&master).unwrap();
+    let slave = ioctl_tiocgptpeer(&master, flags).unwrap();
+    let master = File::from(master);
+    resize(&master, size);
+    (master, slave.into())
+}
+
+/// Gives a terminal another size.
+pub(crate) fn resize(master: &File, size: TerminalSize) {
+    let size = rustix::termios::Winsize { ws_row: size.rows, ws_col: size.cols, ws_xpixel: 0, ws_ypixel: 0 };
+    rustix::termios::tcsetwinsize(master, size).unwrap();
+}
+
+/// Returns what a terminal shows until it ends as given.
+pub(crate) fn read_until(master: &mut File, end: &str) -> String {
+    let mut shown = String::new();
+    while !shown.ends_with(end) {
+        let mut chunk = [0; 4096];
+        let len = master.read(&mut chunk).unwrap();
+        shown.push_str(std::str::from_utf8(&chunk[..len]).unwrap());
+    }
+    shown
 }

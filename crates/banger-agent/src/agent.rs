@@ -42,8 +42,8 @@ fn run(open: impl FnOnce() -> io::Result<Port>, in_guest: bool) -> io::Result<()
             let timings = vec![Timing { stage: "configure guest".to_owned(), ms }];
             link::send(&out, &GuestMessage::Configured { timings }).await;
         }
-        let defaults =
-            Defaults { env: config.env.clone(), workdir: config.workdir.clone(), user: config.user.clone() };
+        let disk = in_guest.then(|| config.drives.disk.clone());
+        let defaults = Defaults { env: config.env, workdir: config.workdir, user: config.user, disk };
         link::serve(&mut incoming, &out, &defaults, &mut Local { in_guest }).await
     })
 }

@@ -21,6 +21,8 @@ pub(crate) struct Defaults {
     pub(crate) env: Vec<(ByteString, ByteString)>,
     pub(crate) workdir: Option<ByteString>,
     pub(crate) user: Option<String>,
+    /// The device that holds the vm's changes; none where this is no vm.
+    pub(crate) disk: Option<String>,
 }
 
 /// A command and who it runs as; the caller adds streams and starts it.

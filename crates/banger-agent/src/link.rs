@@ -2,7 +2,6 @@
 
 use crate::command::Defaults;
 use crate::session;
-use banger_wire::error::{ErrorCode, WireError};
 use banger_wire::frame::{DATA_LEN_MAX, Decoder, Frame, FrameError, HEADER_LEN, Kind, MESSAGE_LEN_MAX};
 use banger_wire::guest::{GuestMessage, HostMessage, SessionKind};
 use banger_wire::stream::FrameWriter;
@@ -136,8 +135,8 @@ fn open_session(
             tokio::task::spawn_local(session::run(session, *spec, defaults.clone(), queue, out.clone()));
         }
         SessionKind::ExportChanges => {
-            let error = WireError::new(ErrorCode::Failed, "this agent can't export changes");
-            tokio::task::spawn_local(session::refuse(session, error, out.clone()));
+            let device = defaults.disk.clone();
+            tokio::task::spawn_local(session::export_changes(session, device, queue, out.clone()));
         }
     }
 }

@@ -8,12 +8,14 @@
 //! Nothing here resolves a name through the C library: that would load the guest's own libraries.
 
 mod agent;
+mod changes;
 mod command;
 mod guest;
 mod init;
 mod link;
 mod port;
 mod session;
+mod tar;
 mod users;
 
 use std::process::ExitCode;

@@ -4,6 +4,7 @@
 //! piles up in the guest. Input is acknowledged once the program has taken it. `Exited` follows the last byte of
 //! output; a process left in the background that keeps the pipes open is waited for only while it still writes.
 
+use crate::changes::{self, ExportError};
 use crate::command::{Defaults, Prepared, prepare};
 use banger_sys::child;
 use banger_wire::error::{ErrorCode, WireError};
@@ -85,10 +86,62 @@ pub(crate) async fn run(
     let _ = out.send(Frame::close(session)).await;
 }
 
-/// Ends a session that could not begin.
-pub(crate) async fn refuse(session: u32, error: WireError, out: mpsc::Sender<Frame>) {
-    send_event(&out, session, &SessionEvent::Failed(error)).await;
+/// Sends what the vm changed as a layer; see [`changes`].
+pub(crate) async fn export_changes(
+    session: u32,
+    device: Option<String>,
+    mut inbox: mpsc::UnboundedReceiver<Frame>,
+    out: mpsc::Sender<Frame>,
+) {
+    let failed = |message: String, causes: Vec<String>| {
+        SessionEvent::Failed(WireError { causes, ..WireError::new(ErrorCode::Failed, message) })
+    };
+    let event = match device {
+        None => failed("there is no vm here whose changes could be exported".to_owned(), Vec::new()),
+        Some(device) => match pump_layer(session, device, &mut inbox, &out).await {
+            Ok(Some(Ok(()))) => SessionEvent::Exited(ExitStatus::Code(0)),
+            Ok(Some(Err(ExportError { path, source }))) => {
+                let path = path.display().to_string();
+                failed(format!("could not export `{}`", path.escape_debug()), vec![source.to_string()])
+            }
+            Ok(None) => return,
+            Err(error) => failed("could not export the vm's changes".to_owned(), vec![error.to_string()]),
+        },
+    };
+    send_event(&out, session, &event).await;
     let _ = out.send(Frame::close(session)).await;
+}
+
+/// Reads the layer on a thread of its own, since files block, and passes it on at the host's pace. None when the
+/// host closed the session: the pipe's closed end then ends the thread.
+async fn pump_layer(
+    session: u32,
+    device: String,
+    inbox: &mut mpsc::UnboundedReceiver<Frame>,
+    out: &mpsc::Sender<Frame>,
+) -> std::io::Result<Option<Result<(), ExportError>>> {
+    let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    let _ = rustix::pipe::fcntl_setpipe_size(&reader, PIPE_LEN);
+    let reader = tokio::net::unix::pipe::Receiver::from_owned_fd(reader)?;
+    let walk = tokio::task::spawn_blocking(move || changes::export(&device, std::fs::File::from(writer)));
+    let output = Output::new();
+    let pump = pump_output(session, STDOUT, Box::new(reader), Rc::clone(&output), out.clone());
+    tokio::pin!(pump);
+    loop {
+        tokio::select! {
+            () = &mut pump => break,
+            frame = inbox.recv() => match frame {
+                Some(frame) if frame.kind == Kind::Credit && frame.channel == STDOUT => {
+                    if let Ok(bytes) = frame.parse_credit() {
+                        output.grant(bytes);
+                    }
+                }
+                Some(frame) if frame.kind != Kind::Close => {}
+                _ => return Ok(None),
+            },
+        }
+    }
+    Ok(Some(walk.await.map_err(std::io::Error::other)?))
 }
 
 async fn send_event(out: &mpsc::Sender<Frame>, session: u32, event: &SessionEvent) {

@@ -1,0 +1,66 @@
+//! The initramfs: our agent as `/init`, and the modules a kernel needs to boot. Uncompressed "newc" cpio, which the
+//! kernel reads faster than it would decompress it.
+
+use anyhow::Context as _;
+use sha2::{Digest as _, Sha256};
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+const AGENT: &[u8] = include_bytes!(env!("BANGER_AGENT"));
+
+/// Returns the initramfs of a kernel directory for this build's agent, made when it isn't there yet.
+///
+/// # Errors
+/// When the kernel's modules can't be read or the file can't be written.
+pub(crate) fn ensure(kernel: &Path) -> anyhow::Result<PathBuf> {
+    let digest = Sha256::digest(AGENT);
+    let name: String = digest[..8].iter().map(|byte| format!("{byte:02x}")).collect();
+    let path = kernel.join(format!("initramfs-{name}.cpio"));
+    if path.exists() {
+        return Ok(path);
+    }
+    let boot = kernel.join("boot");
+    let list =
+        std::fs::read_to_string(boot.join("modules.list")).context("read the kernel's boot modules")?;
+    let mut cpio = Cpio::default();
+    for dir in ["dev", "proc", "sys", "modules"] {
+        cpio.entry(dir, 0o040_755, &[]);
+    }
+    cpio.entry("init", 0o100_755, AGENT);
+    cpio.entry("modules/modules.list", 0o100_644, list.as_bytes());
+    for module in list.lines() {
+        let bytes = std::fs::read(boot.join(module)).with_context(|| format!("read module `{module}`"))?;
+        cpio.entry(&format!("modules/{module}"), 0o100_644, &bytes);
+    }
+    cpio.entry("TRAILER!!!", 0, &[]);
+    let mut file = tempfile::NamedTempFile::new_in(kernel).context("write the initramfs")?;
+    file.write_all(&cpio.bytes).context("write the initramfs")?;
+    // Vms started by root read it as another user.
+    std::fs::set_permissions(file.path(), std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
+    file.persist(&path).context("write the initramfs")?;
+    Ok(path)
+}
+
+#[derive(Default)]
+struct Cpio {
+    bytes: Vec<u8>,
+    inode: u32,
+}
+
+impl Cpio {
+    fn entry(&mut self, name: &str, mode: u32, data: &[u8]) {
+        self.inode += 1;
+        let fields = [self.inode, mode, 0, 0, 1, 0, data.len() as u32, 0, 0, 0, 0, name.len() as u32 + 1, 0];
+        self.bytes.extend_from_slice(b"070701");
+        fields.iter().for_each(|field| self.bytes.extend_from_slice(format!("{field:08x}").as_bytes()));
+        self.bytes.extend_from_slice(name.as_bytes());
+        self.bytes.push(0);
+        self.pad();
+        self.bytes.extend_from_slice(data);
+        self.pad();
+    }
+
+    fn pad(&mut self) {
+        self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
+    }
+}

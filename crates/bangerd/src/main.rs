@@ -1,0 +1,48 @@
+//! The owner daemon, and the supervisor of each vm.
+
+mod daemon;
+mod doctor;
+mod initramfs;
+mod paths;
+mod plan;
+mod pull;
+mod serve;
+mod store;
+mod supervise;
+mod vmsock;
+
+use std::path::Path;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let args: Vec<_> = std::env::args_os().skip(1).collect();
+    let ended = match args.iter().map(|arg| arg.to_str()).collect::<Vec<_>>().as_slice() {
+        [Some("supervise"), Some("--dir"), _] => supervise::run(Path::new(&args[2])),
+        [Some("serve")] => logged(|| serve::run(None)),
+        [Some("serve"), Some("--ready-fd"), Some("1")] => logged(|| serve::run(Some(take_stdout()?))),
+        _ => Err(anyhow::anyhow!("usage: bangerd serve [--ready-fd 1] | supervise --dir DIRECTORY")),
+    };
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // The daemon reads the supervisor's error stream into its log.
+            let _ =
+                std::io::Write::write_all(&mut std::io::stderr(), format!("error: {error:#}\n").as_bytes());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn logged(serve: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("BANGER_LOG").unwrap_or_else(|_| "info".into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    serve()
+}
+
+/// Standard output as a file of its own, and the null device in its place, so that closing it is seen at the other end.
+fn take_stdout() -> anyhow::Result<std::fs::File> {
+    let ready = std::os::fd::AsFd::as_fd(&std::io::stdout()).try_clone_to_owned()?;
+    let null = std::fs::File::options().write(true).open("/dev/null")?;
+    rustix::stdio::dup2_stdout(&null)?;
+    Ok(ready.into())
+}

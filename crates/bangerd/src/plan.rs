@@ -1,0 +1,146 @@
+//! The complete plan of a vm: every path, argument, address and drive, decided before anything is made.
+//!
+//! The daemon writes it into the vm's directory; the supervisor executes it and needs nothing else, so a daemon
+//! that dies between the two changes nothing.
+
+use crate::store::VmRow;
+use banger_vmm::{Drive, MachinePlan};
+use banger_wire::bytes::ByteString;
+use banger_wire::daemon::{NetMode, VmSpec};
+use banger_wire::guest::{GuestConfig, GuestDrives, InitMode};
+use banger_wire::names::{VmId, VmName};
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// Name of the plan within the vm's directory.
+pub(crate) const PLAN_FILE: &str = "plan.json";
+/// The vm's own disk; its supervisor holds an exclusive `flock` on it for as long as it lives.
+pub(crate) const DISK_FILE: &str = "disk.raw";
+/// The supervisor's socket.
+pub(crate) const SOCKET_FILE: &str = "vm.sock";
+/// The serial console, bounded.
+pub(crate) const CONSOLE_FILE: &str = "console.log";
+/// What the supervisor itself has to say.
+pub(crate) const SUPERVISOR_LOG_FILE: &str = "supervisor.log";
+/// Written by the supervisor as its last act: how the vm ended, a [`banger_wire::vm::VmEnd`].
+pub(crate) const END_FILE: &str = "end.json";
+
+/// Everything a supervisor needs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct VmPlan {
+    /// The vm.
+    pub(crate) id: VmId,
+    /// Its name.
+    pub(crate) name: VmName,
+    /// Its directory on the host; inside the supervisor's root it is `/vm`.
+    pub(crate) dir: PathBuf,
+    /// The uid (and gid) everything of this vm runs as when the daemon is root; the owner's own otherwise.
+    pub(crate) run_as: Option<u32>,
+    /// Files and directories the supervisor's private root shows, besides `/vm` and the system's programs.
+    pub(crate) binds: Vec<Bind>,
+    /// Files the private root shows writable: the image, for a vm that finishes one.
+    #[serde(default)]
+    pub(crate) writable: Vec<Bind>,
+    /// The machine, with paths as inside the supervisor's root.
+    pub(crate) machine: MachinePlan,
+    /// What the guest becomes.
+    pub(crate) guest: GuestConfig,
+    /// Outbound network.
+    pub(crate) net: NetMode,
+    /// The vm ends when the connection that holds its lease ends.
+    pub(crate) lease: bool,
+    /// How long the agent may stay silent before the boot counts as failed, in milliseconds.
+    pub(crate) boot_timeout_ms: u64,
+}
+
+/// A bind mount into the supervisor's root.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Bind {
+    /// On the host.
+    pub(crate) host: PathBuf,
+    /// In the supervisor's root.
+    pub(crate) inside: PathBuf,
+}
+
+/// How long an emulated boot may take until the agent speaks, with a loaded host.
+const BOOT_TIMEOUT_MS: u64 = 180_000;
+/// Kernel files inside the supervisor's root.
+const INSIDE: &str = "/boot";
+
+/// What a plan is made of: everything that had to be looked up.
+#[derive(Debug)]
+pub(crate) struct Inputs<'a> {
+    pub(crate) row: &'a VmRow,
+    pub(crate) spec: &'a VmSpec,
+    pub(crate) dir: PathBuf,
+    pub(crate) image: PathBuf,
+    pub(crate) kernel: PathBuf,
+    pub(crate) initramfs: PathBuf,
+    pub(crate) program: PathBuf,
+    pub(crate) entropy: Vec<u8>,
+    /// The vm writes the image itself and boots no further than the agent.
+    pub(crate) build: bool,
+}
+
+/// Decides everything about a vm.
+pub(crate) fn plan(inputs: Inputs<'_>) -> VmPlan {
+    let Inputs { row, spec, dir, image, kernel, initramfs, program, entropy, build } = inputs;
+    let inside = |name: &str| PathBuf::from(INSIDE).join(name);
+    let mut binds = vec![
+        Bind { host: kernel.join("vmlinux"), inside: inside("vmlinux") },
+        Bind { host: initramfs, inside: inside("initramfs") },
+    ];
+    let image = Bind { host: image, inside: inside("image.ext4") };
+    let mut drives = vec![Drive { path: image.inside.clone(), read_only: !build }];
+    let mut writable = Vec::new();
+    if build {
+        writable.push(image);
+    } else {
+        binds.push(image);
+        drives.push(Drive { path: PathBuf::from("/vm").join(DISK_FILE), read_only: false });
+        binds.push(Bind { host: kernel.join("modules.ext4"), inside: inside("modules.ext4") });
+        drives.push(Drive { path: inside("modules.ext4"), read_only: true });
+    }
+    let machine = MachinePlan {
+        program,
+        kvm: false,
+        vcpu: row.vcpu,
+        memory: row.memory,
+        kernel: inside("vmlinux"),
+        initrd: inside("initramfs"),
+        cmdline: Vec::new(),
+        drives,
+        net: None,
+        run_dir: PathBuf::from("/run"),
+    };
+    let guest = GuestConfig {
+        hostname: row.name.to_string(),
+        machine_id: format!("{0}{0}{1}", row.id, &row.id.as_str()[..8]),
+        unix_ns: 0,
+        entropy: ByteString(entropy),
+        network: None,
+        init: if build { InitMode::Build } else { InitMode::Auto },
+        env: spec.env.clone(),
+        workdir: None,
+        user: None,
+        drives: GuestDrives {
+            image: "/dev/vda".to_owned(),
+            image_fs: "ext4".to_owned(),
+            disk: "/dev/vdb".to_owned(),
+            modules: (!build).then(|| "/dev/vdc".to_owned()),
+        },
+    };
+    VmPlan {
+        id: row.id.clone(),
+        name: row.name.clone(),
+        dir,
+        run_as: row.run_as,
+        binds,
+        writable,
+        machine,
+        guest,
+        net: NetMode::None,
+        lease: row.rm,
+        boot_timeout_ms: BOOT_TIMEOUT_MS,
+    }
+}

@@ -1,0 +1,340 @@
+//! The daemon's socket: one connection, one request.
+
+use crate::daemon::Daemon;
+use crate::paths::Paths;
+use crate::store::VmRow;
+use crate::{doctor, vmsock};
+use anyhow::Context as _;
+use banger_wire::BUILD;
+use banger_wire::daemon::{Call, DaemonView, Event, Outcome, Request, VmState};
+use banger_wire::error::{ErrorCode, WireError};
+use banger_wire::frame::{Frame, MESSAGE_LEN_MAX};
+use banger_wire::stream::{FrameReader, FrameWriter};
+use banger_wire::vm::VmRequest;
+use rustix::fs::FlockOperation;
+use std::fs::File;
+use std::io::Write as _;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
+
+/// How often a followed console is looked at.
+const FOLLOW_EVERY: Duration = Duration::from_millis(100);
+/// Bytes of console in one frame.
+const LOG_CHUNK: usize = 32 * 1024;
+
+/// Runs the daemon. What it has to say to whoever started it goes to `ready`, which is then closed.
+pub(crate) fn run(ready: Option<File>) -> anyhow::Result<()> {
+    let mut ready = ready;
+    let begun = begin();
+    let (lock, daemon, listener) = match begun {
+        Ok(Some(begun)) => begun,
+        // Another daemon serves this state directory: for the caller that is as good.
+        Ok(None) => return tell(&mut ready, "ready\n"),
+        Err(error) => {
+            let text = serde_json::to_string(&wire_error(&error))?;
+            tell(&mut ready, &format!("error: {text}\n"))?;
+            return Err(error);
+        }
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(async {
+        let listener = UnixListener::from_std(listener)?;
+        daemon.reconcile().await?;
+        tell(&mut ready, "ready\n")?;
+        drop(ready.take());
+        tracing::info!("serving, build {BUILD}");
+        loop {
+            tokio::select! {
+                () = daemon.stop.notified() => break,
+                accepted = listener.accept() => {
+                    let (stream, _) = accepted.context("accept a connection")?;
+                    tokio::spawn(connection(daemon.clone(), stream));
+                }
+            }
+        }
+        // The answer to the one who asked is on its way.
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        anyhow::Ok(())
+    })?;
+    let _ = std::fs::remove_file(daemon.paths.socket());
+    runtime.shutdown_background();
+    drop(lock);
+    Ok(())
+}
+
+fn tell(ready: &mut Option<File>, text: &str) -> anyhow::Result<()> {
+    if let Some(file) = ready {
+        file.write_all(text.as_bytes()).context("tell that the daemon is ready")?;
+    }
+    Ok(())
+}
+
+type Begun = (File, Arc<Daemon>, std::os::unix::net::UnixListener);
+
+/// Takes the state directory; none when another daemon has it.
+fn begin() -> anyhow::Result<Option<Begun>> {
+    let paths = Paths::open()?;
+    let lock = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(paths.state.join("run/bangerd.lock"))
+        .context("open the daemon's lock")?;
+    if rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+        return Ok(None);
+    }
+    let socket = paths.socket();
+    let _ = std::fs::remove_file(&socket);
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    // A socket's name is limited to 108 bytes; that of its directory is not.
+    let dir = File::open(paths.state.join("run"))?;
+    let name = format!("/proc/self/fd/{}/bangerd.sock", std::os::fd::AsRawFd::as_raw_fd(&dir));
+    let listener = std::os::unix::net::UnixListener::bind(name).context("listen on the daemon's socket")?;
+    listener.set_nonblocking(true)?;
+    let daemon = Daemon::open(paths)?;
+    Ok(Some((lock, daemon, listener)))
+}
+
+/// A failure as it crosses the connection.
+pub(crate) fn wire_error(error: &anyhow::Error) -> WireError {
+    if let Some(known) = error.chain().find_map(|cause| cause.downcast_ref::<WireError>()) {
+        let mut known = known.clone();
+        // What was being done when it happened comes first.
+        let before: Vec<String> =
+            error.chain().map(ToString::to_string).take_while(|text| *text != known.message).collect();
+        if let Some((first, rest)) = before.split_first() {
+            let causes = rest.iter().cloned().chain([known.message.clone()]).chain(known.causes);
+            known.causes = causes.collect();
+            known.message = first.clone();
+        }
+        return known;
+    }
+    let mut wire = WireError::new(ErrorCode::Failed, error.to_string());
+    wire.causes = error.chain().skip(1).map(ToString::to_string).collect();
+    wire
+}
+
+async fn connection(daemon: Arc<Daemon>, stream: UnixStream) {
+    let own = rustix::process::getuid().as_raw();
+    let peer = stream.peer_cred().map(|cred| cred.uid());
+    if !matches!(peer, Ok(uid) if uid == own || uid == 0) {
+        tracing::warn!("refused a connection of another user");
+        return;
+    }
+    let (read, write) = stream.into_split();
+    let mut reader = FrameReader::new(read, MESSAGE_LEN_MAX);
+    let mut writer = FrameWriter::new(write);
+    let call: Call = match reader.next().await {
+        Ok(Some(frame)) => match frame.parse() {
+            Ok(call) => call,
+            // Only another build sends what this one can't read.
+            Err(_) => return drop(writer.message(0, &Event::Failed(mismatch())).await),
+        },
+        _ => return,
+    };
+    if call.build != BUILD && !matches!(call.request, Request::DaemonStop | Request::DaemonStatus) {
+        return drop(writer.message(0, &Event::Failed(mismatch())).await);
+    }
+    if let Request::VmLogs { vm, lines, follow } = &call.request {
+        let done = logs(&daemon, vm, *lines, *follow, &mut reader, &mut writer).await;
+        return drop(writer.message(0, &finish(done.map(|()| Outcome::Done))).await);
+    }
+    operate(daemon, call.request, reader, writer).await;
+}
+
+fn mismatch() -> WireError {
+    WireError::new(ErrorCode::BuildMismatch, format!("this daemon is build {BUILD}"))
+}
+
+fn finish(result: anyhow::Result<Outcome>) -> Event {
+    match result {
+        Ok(outcome) => Event::Done(Box::new(outcome)),
+        Err(error) => {
+            tracing::info!("failed: {error:#}");
+            Event::Failed(wire_error(&error))
+        }
+    }
+}
+
+/// Runs a request and passes its events on; a client that leaves cancels it.
+async fn operate(
+    daemon: Arc<Daemon>,
+    request: Request,
+    mut reader: FrameReader<OwnedReadHalf>,
+    mut writer: FrameWriter<OwnedWriteHalf>,
+) {
+    let (events, mut queue) = unbounded_channel();
+    let made: Made = Arc::default();
+    let operation = perform(daemon.clone(), request, events, made.clone());
+    tokio::pin!(operation);
+    let result = loop {
+        tokio::select! {
+            result = &mut operation => break Some(result),
+            Some(event) = queue.recv() => if writer.message(0, &event).await.is_err() { break None },
+            frame = reader.next() => if !matches!(frame, Ok(Some(_))) { break None },
+        }
+    };
+    let Some(result) = result else {
+        let made = made.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(row) = made
+            && let Err(error) = daemon.release(&row).await
+        {
+            tracing::error!("vm {}: {error:#}", row.name);
+        }
+        return;
+    };
+    while let Ok(event) = queue.try_recv() {
+        let _ = writer.message(0, &event).await;
+    }
+    let _ = writer.message(0, &finish(result)).await;
+}
+
+/// The vm a request has made so far; it goes when the request is cancelled.
+type Made = Arc<Mutex<Option<VmRow>>>;
+
+async fn perform(
+    daemon: Arc<Daemon>,
+    request: Request,
+    events: UnboundedSender<Event>,
+    made: Made,
+) -> anyhow::Result<Outcome> {
+    let note = |row: Option<VmRow>| *made.lock().unwrap_or_else(PoisonError::into_inner) = row;
+    match request {
+        Request::VmRun(spec) => {
+            let row = daemon.create(&spec, &events).await?;
+            note(Some(row.clone()));
+            let started = daemon.start(&row, &events).await;
+            note(None);
+            Ok(Outcome::Started(started?))
+        }
+        Request::VmCreate(spec) => {
+            let row = daemon.create(&spec, &events).await?;
+            Ok(Outcome::Created(daemon.view(&row)))
+        }
+        Request::VmPlan(spec) => daemon.plan(&spec),
+        Request::VmStart { vm, .. } => {
+            let row = daemon.row(&vm)?;
+            if vmsock::is_alive(&daemon.paths.vm(row.id.as_str())) {
+                return Err(WireError::new(
+                    ErrorCode::Invalid,
+                    format!("vm `{}` is running already", row.name),
+                )
+                .into());
+            }
+            Ok(Outcome::Started(daemon.start(&row, &events).await?))
+        }
+        Request::VmStop { vm, grace_ms } => daemon.stop(&vm, VmRequest::Stop { grace_ms }).await,
+        Request::VmKill { vm } => daemon.stop(&vm, VmRequest::Kill).await,
+        Request::VmDelete { vm, force } => daemon.delete(&vm, force).await,
+        Request::VmList => Ok(Outcome::Vms(daemon.store.vms()?.iter().map(|row| daemon.view(row)).collect())),
+        Request::VmShow { vm } => Ok(Outcome::Vm(daemon.view(&daemon.row(&vm)?))),
+        Request::VmPrune { dry_run } => daemon.prune(dry_run).await,
+        Request::Doctor => doctor::run(&daemon, &events).await,
+        Request::DaemonStatus => Ok(Outcome::Daemon(DaemonView {
+            pid: std::process::id(),
+            build: BUILD.to_owned(),
+            started: daemon.started,
+            running: daemon.store.vms()?.iter().filter(|row| row.state == VmState::Running).count(),
+            state_dir: daemon.paths.state.display().to_string(),
+            cache_dir: daemon.paths.cache.display().to_string(),
+            log: daemon.paths.state.join("bangerd.log").display().to_string(),
+        })),
+        Request::DaemonStop => {
+            daemon.stop.notify_one();
+            Ok(Outcome::Done)
+        }
+        parts => perform_parts(&daemon, parts, &events).await,
+    }
+}
+
+/// Images and kernels.
+async fn perform_parts(
+    daemon: &Daemon,
+    request: Request,
+    events: &UnboundedSender<Event>,
+) -> anyhow::Result<Outcome> {
+    let no = |kind: &str, name: &str| {
+        WireError::new(ErrorCode::NotFound, format!("no {kind} `{}`", name.escape_debug()))
+            .hinted(format!("`banger {kind} list` shows what is here"))
+    };
+    match request {
+        Request::ImagePull { reference, kernel, .. } => {
+            let kernel = kernel.map_or_else(|| "generic-6.12".to_owned(), String::from);
+            let kernel = daemon.ensure_kernel(&kernel, events).await?;
+            daemon.ensure_image(&reference, &kernel, events).await?;
+            let found = daemon.images()?.into_iter().find(|image| image.name.as_str() == reference);
+            Ok(Outcome::Image(found.ok_or_else(|| no("image", &reference))?))
+        }
+        Request::ImageList => Ok(Outcome::Images(daemon.images()?)),
+        Request::ImageShow { image } => {
+            let found = daemon.images()?.into_iter().find(|known| known.name.as_str() == image);
+            Ok(Outcome::Image(found.ok_or_else(|| no("image", &image))?))
+        }
+        Request::ImageDelete { image } => {
+            let found = daemon.images()?.into_iter().find(|known| known.name.as_str() == image);
+            let found = found.ok_or_else(|| no("image", &image))?;
+            daemon.delete_part("image", &image, &found.used_by, &daemon.paths.image(found.name.as_str()))
+        }
+        Request::KernelPull { name } => {
+            daemon.ensure_kernel(name.as_str(), events).await?;
+            let found = daemon.kernels()?.into_iter().find(|kernel| kernel.name == name);
+            Ok(Outcome::Kernel(found.ok_or_else(|| no("kernel", name.as_str()))?))
+        }
+        Request::KernelList => Ok(Outcome::Kernels(daemon.kernels()?)),
+        Request::KernelShow { name } => {
+            let found = daemon.kernels()?.into_iter().find(|kernel| kernel.name == name);
+            Ok(Outcome::Kernel(found.ok_or_else(|| no("kernel", name.as_str()))?))
+        }
+        Request::KernelDelete { name } => {
+            let found = daemon.kernels()?.into_iter().find(|kernel| kernel.name == name);
+            let found = found.ok_or_else(|| no("kernel", name.as_str()))?;
+            daemon.delete_part("kernel", name.as_str(), &found.used_by, &daemon.paths.kernel(name.as_str()))
+        }
+        _ => Err(WireError::new(ErrorCode::Invalid, "an unknown request").into()),
+    }
+}
+
+/// Sends a vm's console, and what is added to it while it is followed.
+async fn logs(
+    daemon: &Daemon,
+    vm: &str,
+    lines: Option<usize>,
+    follow: bool,
+    reader: &mut FrameReader<OwnedReadHalf>,
+    writer: &mut FrameWriter<OwnedWriteHalf>,
+) -> anyhow::Result<()> {
+    use std::os::unix::fs::MetadataExt as _;
+    let (row, path) = daemon.console(vm)?;
+    let dir = daemon.paths.vm(row.id.as_str());
+    let mut bytes = std::fs::read(&path).unwrap_or_default();
+    let mut seen = std::fs::metadata(&path).map_or((0, 0), |metadata| (metadata.ino(), bytes.len() as u64));
+    if let Some(lines) = lines {
+        let ends = bytes.iter().enumerate().rev().skip(1).filter(|(_, byte)| **byte == b'\n');
+        let start = ends.map(|(index, _)| index + 1).nth(lines.saturating_sub(1)).unwrap_or(0);
+        bytes.drain(..if lines == 0 { bytes.len() } else { start });
+    }
+    loop {
+        for chunk in bytes.chunks(LOG_CHUNK) {
+            writer.write(&Frame::data(0, 1, chunk.to_vec())).await?;
+        }
+        if !follow || !vmsock::is_alive(&dir) {
+            break;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(FOLLOW_EVERY) => {}
+            frame = reader.next() => if frame?.is_none() { return Ok(()) },
+        }
+        let all = std::fs::read(&path).unwrap_or_default();
+        let inode = std::fs::metadata(&path).map_or(0, |metadata| metadata.ino());
+        // A new file begins with what was kept of the old one; what was lost between is lost to the reader too.
+        let from =
+            if inode == seen.0 { usize::try_from(seen.1).unwrap_or(0).min(all.len()) } else { all.len() };
+        seen = (inode, all.len() as u64);
+        bytes = all[from..].to_vec();
+    }
+    writer.write(&Frame::eof(0, 1)).await?;
+    Ok(())
+}

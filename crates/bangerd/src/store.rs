@@ -1,0 +1,299 @@
+//! What the owner has: vms, images, kernels. SQLite, one connection, numbered migrations.
+
+use anyhow::{Context as _, bail};
+use banger_wire::daemon::VmState;
+use banger_wire::names::{VmId, VmName};
+use banger_wire::size::Mebibytes;
+use rusqlite::{Connection, OptionalExtension as _, Row, params};
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Each runs once, in its own transaction; never changed after a release.
+const MIGRATIONS: [&str; 1] = ["
+    CREATE TABLE image (
+        name TEXT PRIMARY KEY, source TEXT NOT NULL, digest TEXT NOT NULL, arch TEXT NOT NULL,
+        created INTEGER NOT NULL, size_bytes INTEGER NOT NULL, init TEXT
+    ) STRICT;
+    CREATE TABLE kernel (
+        name TEXT PRIMARY KEY, release TEXT NOT NULL, version TEXT NOT NULL, arch TEXT NOT NULL,
+        created INTEGER NOT NULL
+    ) STRICT;
+    CREATE TABLE vm (
+        id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, state TEXT NOT NULL, error TEXT,
+        image TEXT NOT NULL REFERENCES image (name), kernel TEXT NOT NULL REFERENCES kernel (name),
+        vcpu INTEGER NOT NULL, memory INTEGER NOT NULL, disk_size INTEGER NOT NULL,
+        created INTEGER NOT NULL, rm INTEGER NOT NULL, run_as INTEGER UNIQUE, spec TEXT NOT NULL
+    ) STRICT;
+"];
+/// Users vms started by root run as: above every range that distributions hand out.
+const RUN_AS_FIRST: u32 = 1_900_000_000;
+
+/// The user the vm that configures an image runs as, under root.
+pub(crate) const RUN_AS_BUILD: u32 = RUN_AS_FIRST - 1;
+
+/// A stored vm.
+#[derive(Debug, Clone)]
+pub(crate) struct VmRow {
+    pub(crate) id: VmId,
+    pub(crate) name: VmName,
+    pub(crate) state: VmState,
+    pub(crate) error: Option<String>,
+    pub(crate) image: String,
+    pub(crate) kernel: String,
+    pub(crate) vcpu: u32,
+    pub(crate) memory: Mebibytes,
+    pub(crate) disk_size: Mebibytes,
+    pub(crate) created: i64,
+    pub(crate) rm: bool,
+    pub(crate) run_as: Option<u32>,
+    /// The request it was made by, as JSON: environment and what else a later start needs again.
+    pub(crate) spec: String,
+}
+
+/// A stored image.
+#[derive(Debug, Clone)]
+pub(crate) struct ImageRow {
+    pub(crate) name: String,
+    pub(crate) source: String,
+    pub(crate) digest: String,
+    pub(crate) arch: String,
+    pub(crate) created: i64,
+    pub(crate) size_bytes: u64,
+    pub(crate) init: Option<String>,
+}
+
+/// A stored kernel.
+#[derive(Debug, Clone)]
+pub(crate) struct KernelRow {
+    pub(crate) name: String,
+    pub(crate) release: String,
+    pub(crate) version: String,
+    pub(crate) arch: String,
+    pub(crate) created: i64,
+}
+
+/// The store. Calls are short; a lock around the connection is all the concurrency there is.
+#[derive(Debug)]
+pub(crate) struct Store {
+    connection: Mutex<Connection>,
+}
+
+impl Store {
+    /// Opens the store and brings its schema up to date.
+    ///
+    /// # Errors
+    /// When it can't be opened, or was written by a later banger.
+    pub(crate) fn open(path: &Path) -> anyhow::Result<Self> {
+        let mut connection =
+            Connection::open(path).with_context(|| format!("open the store `{}`", path.display()))?;
+        connection.execute_batch(
+            "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;",
+        )?;
+        let version: usize = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+        if version > MIGRATIONS.len() {
+            bail!(
+                "the store `{}` was written by a later banger (schema {version}); update this one",
+                path.display()
+            );
+        }
+        for (index, migration) in MIGRATIONS.iter().enumerate().skip(version) {
+            let transaction = connection.transaction()?;
+            transaction.execute_batch(migration)?;
+            transaction.pragma_update(None, "user_version", index + 1)?;
+            transaction.commit()?;
+        }
+        Ok(Self { connection: Mutex::new(connection) })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Connection> {
+        // Statements are atomic, so a panic elsewhere leaves the connection usable.
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reserves the vm's name; fails when it is taken. As root, also gives it a user of its own.
+    pub(crate) fn insert_vm(&self, row: &mut VmRow, as_root: bool) -> anyhow::Result<()> {
+        let mut connection = self.lock();
+        let transaction = connection.transaction()?;
+        let taken: Option<i64> = transaction
+            .query_row("SELECT 1 FROM vm WHERE name = ?", [row.name.as_str()], |row| row.get(0))
+            .optional()?;
+        if taken.is_some() {
+            bail!("a vm named `{}` exists already", row.name);
+        }
+        if as_root {
+            let query = "SELECT coalesce(max(run_as) + 1, ?) FROM vm";
+            row.run_as = Some(transaction.query_row(query, [RUN_AS_FIRST], |row| row.get(0))?);
+        }
+        transaction.execute(
+            "INSERT INTO vm VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            params![
+                row.id.as_str(),
+                row.name.as_str(),
+                state_text(row.state),
+                row.error,
+                row.image,
+                row.kernel,
+                row.vcpu,
+                row.memory.0,
+                row.disk_size.0,
+                row.created,
+                row.rm,
+                row.run_as,
+                row.spec
+            ],
+        )?;
+        Ok(transaction.commit()?)
+    }
+
+    pub(crate) fn set_state(&self, id: &VmId, state: VmState, error: Option<&str>) -> anyhow::Result<()> {
+        let update = "UPDATE vm SET state = ?, error = ? WHERE id = ?";
+        self.lock().execute(update, params![state_text(state), error, id.as_str()])?;
+        Ok(())
+    }
+
+    pub(crate) fn delete_vm(&self, id: &VmId) -> anyhow::Result<()> {
+        self.lock().execute("DELETE FROM vm WHERE id = ?", [id.as_str()])?;
+        Ok(())
+    }
+
+    pub(crate) fn vms(&self) -> anyhow::Result<Vec<VmRow>> {
+        let connection = self.lock();
+        let mut statement = connection.prepare("SELECT * FROM vm ORDER BY created, id")?;
+        let rows = statement.query_map([], vm_row)?.collect::<Result<Vec<_>, _>>()?;
+        rows.into_iter().collect()
+    }
+
+    pub(crate) fn insert_image(&self, row: &ImageRow) -> anyhow::Result<()> {
+        self.lock().execute(
+            "INSERT OR REPLACE INTO image VALUES (?, ?, ?, ?, ?, ?, ?)",
+            params![row.name, row.source, row.digest, row.arch, row.created, row.size_bytes as i64, row.init],
+        )?;
+        Ok(())
+    }
+
+    pub(crate) fn delete_image(&self, name: &str) -> anyhow::Result<()> {
+        self.lock().execute("DELETE FROM image WHERE name = ?", [name])?;
+        Ok(())
+    }
+
+    pub(crate) fn images(&self) -> anyhow::Result<Vec<ImageRow>> {
+        let connection = self.lock();
+        let mut statement = connection.prepare("SELECT * FROM image ORDER BY name")?;
+        let rows = statement.query_map([], |row| {
+            Ok(ImageRow {
+                name: row.get(0)?,
+                source: row.get(1)?,
+                digest: row.get(2)?,
+                arch: row.get(3)?,
+                created: row.get(4)?,
+                size_bytes: row.get::<_, i64>(5)?.unsigned_abs(),
+                init: row.get(6)?,
+            })
+        })?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+
+    pub(crate) fn insert_kernel(&self, row: &KernelRow) -> anyhow::Result<()> {
+        self.lock().execute(
+            "INSERT OR REPLACE INTO kernel VALUES (?, ?, ?, ?, ?)",
+            params![row.name, row.release, row.version, row.arch, row.created],
+        )?;
+        Ok(())
+    }
+
+    pub(crate) fn delete_kernel(&self, name: &str) -> anyhow::Result<()> {
+        self.lock().execute("DELETE FROM kernel WHERE name = ?", [name])?;
+        Ok(())
+    }
+
+    pub(crate) fn kernels(&self) -> anyhow::Result<Vec<KernelRow>> {
+        let connection = self.lock();
+        let mut statement = connection.prepare("SELECT * FROM kernel ORDER BY name")?;
+        let rows = statement.query_map([], |row| {
+            Ok(KernelRow {
+                name: row.get(0)?,
+                release: row.get(1)?,
+                version: row.get(2)?,
+                arch: row.get(3)?,
+                created: row.get(4)?,
+            })
+        })?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+}
+
+fn vm_row(row: &Row<'_>) -> rusqlite::Result<anyhow::Result<VmRow>> {
+    let (id, name, state): (String, String, String) = (row.get(0)?, row.get(1)?, row.get(2)?);
+    let rest = VmRowRest {
+        error: row.get(3)?,
+        image: row.get(4)?,
+        kernel: row.get(5)?,
+        numbers: (row.get(6)?, row.get(7)?, row.get(8)?, row.get(9)?),
+        rm: row.get(10)?,
+        run_as: row.get(11)?,
+        spec: row.get(12)?,
+    };
+    Ok((|| {
+        let (vcpu, memory, disk_size, created) = rest.numbers;
+        Ok(VmRow {
+            id: id.parse().context("a stored vm's id")?,
+            name: name.parse().context("a stored vm's name")?,
+            state: parse_state(&state)?,
+            error: rest.error,
+            image: rest.image,
+            kernel: rest.kernel,
+            vcpu,
+            memory: Mebibytes(memory),
+            disk_size: Mebibytes(disk_size),
+            created,
+            rm: rest.rm,
+            run_as: rest.run_as,
+            spec: rest.spec,
+        })
+    })())
+}
+
+/// The columns that need no checking.
+struct VmRowRest {
+    error: Option<String>,
+    image: String,
+    kernel: String,
+    numbers: (u32, u64, u64, i64),
+    rm: bool,
+    run_as: Option<u32>,
+    spec: String,
+}
+
+const STATES: [(VmState, &str); 6] = [
+    (VmState::Created, "created"),
+    (VmState::Starting, "starting"),
+    (VmState::Running, "running"),
+    (VmState::Stopping, "stopping"),
+    (VmState::Stopped, "stopped"),
+    (VmState::Error, "error"),
+];
+
+fn state_text(state: VmState) -> &'static str {
+    STATES.iter().find(|(known, _)| *known == state).map_or("error", |(_, text)| text)
+}
+
+fn parse_state(text: &str) -> anyhow::Result<VmState> {
+    let found = STATES.iter().find(|(_, known)| *known == text);
+    found.map(|(state, _)| *state).with_context(|| format!("unknown state `{text}` in the store"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Store;
+
+    #[test]
+    fn a_later_schema_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("store.db");
+        drop(Store::open(&path).unwrap());
+        drop(Store::open(&path).unwrap());
+        rusqlite::Connection::open(&path).unwrap().pragma_update(None, "user_version", 99).unwrap();
+        let error = Store::open(&path).unwrap_err().to_string();
+        assert!(error.contains("later banger (schema 99)"), "{error}");
+    }
+}

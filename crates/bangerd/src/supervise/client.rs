@@ -1,0 +1,150 @@
+//! Connections to the vm's own socket: sessions, status, stop.
+
+use super::link::Link;
+use super::vm::{Order, Shared};
+use banger_wire::error::{ErrorCode, WireError};
+use banger_wire::frame::{Frame, Kind, MESSAGE_LEN_MAX};
+use banger_wire::guest::SessionKind;
+use banger_wire::stream::{FrameReader, FrameWriter, StreamError};
+use banger_wire::vm::{Phase, VmCall, VmEvent, VmRequest};
+use std::rc::Rc;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{UnixListener, UnixStream};
+
+/// Accepts clients until the supervisor ends.
+pub(crate) async fn serve(listener: UnixListener, shared: Rc<Shared>) {
+    while let Ok((stream, _)) = listener.accept().await {
+        if allowed(&stream, &shared) {
+            let shared = shared.clone();
+            tokio::task::spawn_local(async move {
+                // A client that breaks the protocol or goes away concerns nobody else.
+                let _ = serve_one(stream, &shared).await;
+            });
+        }
+    }
+}
+
+/// The owner only. A vm started by root sees its owner as nobody (root is not in its user namespace); there the
+/// directory, which only root can enter, is what keeps others out.
+fn allowed(stream: &UnixStream, shared: &Shared) -> bool {
+    let own = rustix::process::getuid().as_raw();
+    shared.started_by_root || stream.peer_cred().is_ok_and(|peer| peer.uid() == own)
+}
+
+async fn serve_one(stream: UnixStream, shared: &Rc<Shared>) -> Result<(), StreamError> {
+    let (read, write) = stream.into_split();
+    let (mut reader, mut writer) = (FrameReader::new(read, MESSAGE_LEN_MAX), FrameWriter::new(write));
+    let Some(first) = reader.next().await? else { return Ok(()) };
+    let call: VmCall = first.parse()?;
+    match call.request {
+        VmRequest::Watch => watch(reader, writer, shared).await,
+        VmRequest::Stop { grace_ms } => {
+            let _ = shared.orders.send(Order::Stop { grace_ms }).await;
+            watch(reader, writer, shared).await
+        }
+        VmRequest::Kill => {
+            let _ = shared.orders.send(Order::Kill).await;
+            watch(reader, writer, shared).await
+        }
+        VmRequest::Open { what, lease } => {
+            if lease {
+                shared.status.send_modify(|status| status.leased = true);
+            }
+            let served = match wait_ready(&mut reader, shared).await {
+                Ok(link) => bridge(&mut reader, &mut writer, &link, what).await,
+                Err(error) => writer.message(0, &VmEvent::Refused(error)).await,
+            };
+            if lease {
+                let _ = shared.orders.send(Order::LeaseEnded).await;
+            }
+            served
+        }
+    }
+}
+
+/// Sends the status at every change until the client leaves.
+async fn watch(
+    mut reader: FrameReader<OwnedReadHalf>,
+    mut writer: FrameWriter<OwnedWriteHalf>,
+    shared: &Shared,
+) -> Result<(), StreamError> {
+    let mut status = shared.status.subscribe();
+    let mut end = shared.end.subscribe();
+    loop {
+        let now = status.borrow_and_update().clone();
+        writer.message(0, &VmEvent::State(now)).await?;
+        tokio::select! {
+            changed = status.changed() => if changed.is_err() { return Ok(()) },
+            ended = end.wait_for(Option::is_some) => {
+                if let Ok(end) = ended.map(|end| end.clone()) && let Some(end) = end {
+                    writer.message(0, &VmEvent::Ended(end)).await?;
+                }
+                return Ok(());
+            }
+            frame = reader.next() => if frame?.is_none() { return Ok(()) },
+        }
+    }
+}
+
+/// Waits until sessions can be opened.
+async fn wait_ready(reader: &mut FrameReader<OwnedReadHalf>, shared: &Shared) -> Result<Link, WireError> {
+    let failed = |message: &str| WireError::new(ErrorCode::Failed, message);
+    let mut status = shared.status.subscribe();
+    let settled = status.wait_for(|status| {
+        matches!(status.phase, Phase::Ready | Phase::InitReady | Phase::Failed { .. } | Phase::Stopping)
+    });
+    let phase = tokio::select! {
+        settled = settled => settled.map_err(|_| failed("the vm has ended"))?.phase.clone(),
+        // Nothing is to be said before `Accepted`: a frame, or the end, means the client gave up.
+        _ = reader.next() => return Err(failed("the client left")),
+    };
+    match phase {
+        Phase::Failed { stage, cause } => {
+            Err(WireError::new(ErrorCode::Unreachable, format!("the vm did not start: {stage}: {cause}")))
+        }
+        Phase::Stopping => Err(failed("the vm is stopping")),
+        _ => shared.link.borrow().clone().ok_or_else(|| failed("the vm has ended")),
+    }
+}
+
+/// Passes frames between a client, whose session is 0, and the guest, whose session has a number.
+async fn bridge(
+    reader: &mut FrameReader<OwnedReadHalf>,
+    writer: &mut FrameWriter<OwnedWriteHalf>,
+    link: &Link,
+    what: SessionKind,
+) -> Result<(), StreamError> {
+    let Some(mut session) = link.open(what).await else {
+        let error = WireError::new(ErrorCode::Failed, "too many sessions in this vm");
+        return writer.message(0, &VmEvent::Refused(error)).await;
+    };
+    writer.message(0, &VmEvent::Accepted).await?;
+    let id = session.id;
+    let from_client = async {
+        loop {
+            match reader.next().await {
+                Ok(Some(mut frame)) if frame.kind != Kind::Close => {
+                    frame.session = id;
+                    link.send(frame).await;
+                }
+                // The client is done, or gone: the guest ends the program.
+                _ => return link.send(Frame::close(id)).await,
+            }
+        }
+    };
+    let to_client = async {
+        while let Some(mut frame) = session.next().await {
+            frame.session = 0;
+            let last = frame.kind == Kind::Close;
+            writer.write(&frame).await?;
+            if last {
+                break;
+            }
+        }
+        Ok(())
+    };
+    tokio::select! {
+        () = from_client => Ok(()),
+        done = to_client => done,
+    }
+}

@@ -1,0 +1,179 @@
+//! The conversation with the agent: one stream, many sessions.
+//!
+//! Bytes from here on come from a guest nobody trusts. Frames are bounded by the decoder, damaged ones make it look for
+//! the next mark, and a session that sends beyond its window is closed.
+
+use banger_wire::exec::WINDOW;
+use banger_wire::frame::{DATA_LEN_MAX, Decoder, Frame, FrameError, GUEST_MESSAGE_LEN_MAX, HEADER_LEN, Kind};
+use banger_wire::guest::{GuestMessage, HostMessage, SessionKind};
+use banger_wire::stream::FrameWriter;
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::path::Path;
+use std::rc::Rc;
+use std::time::Duration;
+use tokio::io::AsyncReadExt as _;
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::mpsc;
+
+/// Frames that wait to be written to the guest: 1 MiB of data at most.
+const OUT_QUEUE_LEN: usize = 16;
+/// How long a VMM may take to make its socket.
+const CONNECT_WAIT: Duration = Duration::from_secs(20);
+/// Unforwarded bytes of one session: the windows of two channels, and a message.
+const PENDING_MAX: usize = 2 * WINDOW as usize + GUEST_MESSAGE_LEN_MAX;
+/// Sessions of one vm at a time.
+const SESSIONS_MAX: usize = 200;
+
+struct Inbox {
+    frames: mpsc::UnboundedSender<Frame>,
+    pending: Rc<RefCell<usize>>,
+}
+
+#[derive(Default)]
+struct Sessions {
+    next: u32,
+    open: HashMap<u32, Inbox>,
+}
+
+/// The sending side and the table of sessions; shared by everything in the supervisor.
+#[derive(Clone)]
+pub(crate) struct Link {
+    out: mpsc::Sender<Frame>,
+    sessions: Rc<RefCell<Sessions>>,
+}
+
+/// One open session.
+pub(crate) struct Session {
+    pub(crate) id: u32,
+    frames: mpsc::UnboundedReceiver<Frame>,
+    pending: Rc<RefCell<usize>>,
+    link: Link,
+}
+
+impl Session {
+    /// Returns the guest's next frame; none when the guest is gone.
+    pub(crate) async fn next(&mut self) -> Option<Frame> {
+        let frame = self.frames.recv().await?;
+        *self.pending.borrow_mut() -= frame.payload.len();
+        Some(frame)
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.link.sessions.borrow_mut().open.remove(&self.id);
+    }
+}
+
+impl Link {
+    /// Connects to the VMM's end of the agent's stream. Control messages of the guest arrive on the returned queue.
+    pub(crate) async fn connect(path: &Path) -> std::io::Result<(Self, mpsc::Receiver<GuestMessage>)> {
+        let stream = connect(path).await?;
+        let (read, write) = stream.into_split();
+        let (out, queue) = mpsc::channel(OUT_QUEUE_LEN);
+        let (tell, messages) = mpsc::channel(16);
+        let link = Self { out, sessions: Rc::default() };
+        tokio::task::spawn_local(write_frames(write, queue));
+        tokio::task::spawn_local(read_frames(read, link.sessions.clone(), tell));
+        Ok((link, messages))
+    }
+
+    /// Sends a control message.
+    pub(crate) async fn control(&self, message: &HostMessage) {
+        if let Ok(frame) = Frame::message(0, message) {
+            let _ = self.out.send(frame).await;
+        }
+    }
+
+    /// Sends a frame of a session.
+    pub(crate) async fn send(&self, frame: Frame) {
+        let _ = self.out.send(frame).await;
+    }
+
+    /// Opens a session; none when there are too many.
+    pub(crate) async fn open(&self, what: SessionKind) -> Option<Session> {
+        let (frames, receive) = mpsc::unbounded_channel();
+        let pending = Rc::<RefCell<usize>>::default();
+        let id = {
+            let mut sessions = self.sessions.borrow_mut();
+            if sessions.open.len() >= SESSIONS_MAX {
+                return None;
+            }
+            sessions.next = sessions.next.wrapping_add(1).max(1);
+            let id = sessions.next;
+            sessions.open.insert(id, Inbox { frames, pending: pending.clone() });
+            id
+        };
+        self.control(&HostMessage::Open { session: id, what }).await;
+        Some(Session { id, frames: receive, pending, link: self.clone() })
+    }
+}
+
+/// The VMM makes its socket some milliseconds after it was started and tells nobody.
+async fn connect(path: &Path) -> std::io::Result<UnixStream> {
+    let deadline = tokio::time::Instant::now() + CONNECT_WAIT;
+    loop {
+        match UnixStream::connect(path).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) if tokio::time::Instant::now() > deadline => return Err(error),
+            Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+        }
+    }
+}
+
+async fn write_frames(write: OwnedWriteHalf, mut queue: mpsc::Receiver<Frame>) {
+    let mut writer = FrameWriter::new(write);
+    while let Some(frame) = queue.recv().await {
+        if frame.session == 0 && writer.sync().await.is_err() {
+            return;
+        }
+        if writer.write(&frame).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn read_frames(
+    mut read: OwnedReadHalf,
+    sessions: Rc<RefCell<Sessions>>,
+    tell: mpsc::Sender<GuestMessage>,
+) {
+    let mut decoder = Decoder::resyncing(GUEST_MESSAGE_LEN_MAX);
+    let mut chunk = vec![0; DATA_LEN_MAX + HEADER_LEN];
+    loop {
+        match decoder.next_frame() {
+            Ok(Some(frame)) if frame.session == 0 => {
+                if let (Kind::Message, Ok(message)) = (frame.kind, frame.parse()) {
+                    // Control messages are few; a guest that floods them waits for the supervisor.
+                    let _ = tell.send(message).await;
+                }
+            }
+            Ok(Some(frame)) => deliver(&sessions, frame),
+            Ok(None) => match read.read(&mut chunk).await {
+                Ok(0) | Err(_) => break,
+                Ok(len) => decoder.push(&chunk[..len]),
+            },
+            Err(FrameError::Damaged | FrameError::UnknownKind { .. } | FrameError::TooLong { .. }) => {
+                decoder.resync()
+            }
+            Err(_) => break,
+        }
+    }
+    // Readers of sessions see the end.
+    sessions.borrow_mut().open.clear();
+}
+
+fn deliver(sessions: &RefCell<Sessions>, frame: Frame) {
+    let mut sessions = sessions.borrow_mut();
+    let id = frame.session;
+    let Some(inbox) = sessions.open.get(&id) else { return };
+    let mut pending = inbox.pending.borrow_mut();
+    *pending += frame.payload.len();
+    let broken = *pending > PENDING_MAX || inbox.frames.send(frame).is_err();
+    drop(pending);
+    if broken {
+        sessions.open.remove(&id);
+    }
+}

@@ -1,0 +1,84 @@
+//! `bangerd supervise`: the host side of one vm.
+//!
+//! ```text
+//! owner's process      reads the plan, locks the disk, unshares user, mount, pid, ipc and uts namespaces, splits, ends
+//!   process 1 of them  private root ([`root`]), then everything else
+//!     thread "net"     its own network namespace; starts the VMM there ([`machine`])
+//! ```
+//!
+//! The lock on the disk is the vm's liveness: it goes with the last process that holds it, whatever the reason. When
+//! process 1 ends, the kernel ends the rest. What happened is in `end.json`, written as the last act.
+
+mod client;
+mod console;
+mod link;
+mod machine;
+mod root;
+mod vm;
+
+use crate::plan::{DISK_FILE, END_FILE, PLAN_FILE, VmPlan};
+use anyhow::{Context as _, bail};
+use banger_sys::namespace;
+use banger_wire::vm::{EndReason, VmEnd};
+use rustix::thread::UnshareFlags;
+use std::fs::File;
+use std::path::Path;
+
+/// Runs until the vm has ended. The process that was started ends early; its child goes on.
+pub(crate) fn run(dir: &Path) -> anyhow::Result<()> {
+    let text = std::fs::read(dir.join(PLAN_FILE)).context("read the vm's plan")?;
+    let plan: VmPlan = serde_json::from_slice(&text).context("understand the vm's plan")?;
+    // Never closed: the kernel drops the lock with the last process of the vm.
+    let disk =
+        File::options().read(true).write(true).open(dir.join(DISK_FILE)).context("open the vm's disk")?;
+    let lock = rustix::fs::FlockOperation::NonBlockingLockExclusive;
+    rustix::fs::flock(&disk, lock).context("lock the vm's disk: another supervisor runs this vm")?;
+    let namespaces = UnshareFlags::NEWUSER
+        | UnshareFlags::NEWNS
+        | UnshareFlags::NEWPID
+        | UnshareFlags::NEWIPC
+        | UnshareFlags::NEWUTS;
+    if let Some(id) = plan.run_as {
+        // With root's rights the root is built first: afterwards nothing of root's is readable.
+        namespace::unshare(UnshareFlags::NEWNS).context("make a mount namespace")?;
+        root::enter(&plan, root::Proc::Host).context("build the vm's private root")?;
+        namespace::become_user(id, id).context("give up root")?;
+    }
+    let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
+    if uid == 0 {
+        bail!("nothing of a vm runs as root, and the plan names no other user");
+    }
+    namespace::unshare(namespaces).context("make namespaces")?;
+    namespace::map_own_ids(uid, gid).context("map the owner's id into the user namespace")?;
+    if namespace::fork().context("start process 1 of the vm")?.is_some() {
+        return Ok(());
+    }
+    let ended = supervise(&plan);
+    let end = ended.unwrap_or_else(|error| {
+        let causes: Vec<String> = error.chain().map(ToString::to_string).collect();
+        VmEnd { reason: EndReason::Failed, detail: causes.join(": ") }
+    });
+    save_end(&end).context("write how the vm ended")?;
+    drop(disk);
+    Ok(())
+}
+
+fn supervise(plan: &VmPlan) -> anyhow::Result<VmEnd> {
+    if plan.run_as.is_some() {
+        root::mount_proc().context("mount /proc")?;
+    } else {
+        root::enter(plan, root::Proc::Own).context("build the vm's private root")?;
+    }
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    tokio::task::LocalSet::new().block_on(&runtime, vm::run(plan))
+}
+
+/// Visible whole or not at all.
+fn save_end(end: &VmEnd) -> anyhow::Result<()> {
+    let dir = Path::new(root::VM_DIR);
+    let new = dir.join("end.json.new");
+    std::fs::write(&new, serde_json::to_vec(end)?)?;
+    File::open(&new)?.sync_all()?;
+    Ok(std::fs::rename(new, dir.join(END_FILE))?)
+}

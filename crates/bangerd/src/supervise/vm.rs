@@ -1,0 +1,281 @@
+//! The life of one vm: boot, watch, end.
+
+use super::console::Console;
+use super::link::Link;
+use super::machine::Vmm;
+use super::{client, root};
+use crate::plan::{CONSOLE_FILE, SOCKET_FILE, VmPlan};
+use anyhow::Context as _;
+use banger_wire::guest::{GuestMessage, HEARTBEAT_MS, HostMessage, Timing};
+use banger_wire::vm::{EndReason, Phase, VmEnd, VmStatus};
+use std::cell::RefCell;
+use std::path::Path;
+use std::rc::Rc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use tokio::io::AsyncReadExt as _;
+use tokio::net::UnixListener;
+use tokio::sync::{mpsc, watch};
+
+/// A boot with no word from console or agent for this long is started again; nothing can have been written yet.
+const SILENCE_MAX: Duration = Duration::from_secs(30);
+/// How often that is tried.
+const RESTARTS_MAX: u32 = 3;
+
+/// What clients want of the vm.
+#[derive(Debug)]
+pub(crate) enum Order {
+    Stop { grace_ms: u64 },
+    Kill,
+    LeaseEnded,
+}
+
+/// What connections see of the vm.
+pub(crate) struct Shared {
+    pub(crate) status: watch::Sender<VmStatus>,
+    pub(crate) end: watch::Sender<Option<VmEnd>>,
+    pub(crate) orders: mpsc::Sender<Order>,
+    pub(crate) link: RefCell<Option<Link>>,
+    pub(crate) started_by_root: bool,
+}
+
+/// Why a VMM's time was over.
+enum Outcome {
+    End(VmEnd),
+    Silent,
+}
+
+/// Boots the vm and stays until it has ended.
+pub(crate) async fn run(plan: &VmPlan) -> anyhow::Result<VmEnd> {
+    let started = Instant::now();
+    let (orders, mut order_queue) = mpsc::channel(16);
+    let status = VmStatus {
+        phase: Phase::Preparing,
+        vmm_pid: None,
+        hello: None,
+        timings: Vec::new(),
+        watchdog_restarts: 0,
+        network_warning: None,
+        leased: false,
+    };
+    let shared = Rc::new(Shared {
+        status: watch::channel(status).0,
+        end: watch::channel(None).0,
+        orders,
+        link: RefCell::new(None),
+        started_by_root: plan.run_as.is_some(),
+    });
+    let socket = Path::new(root::VM_DIR).join(SOCKET_FILE);
+    let _ = std::fs::remove_file(&socket);
+    let listener = UnixListener::bind(&socket).context("listen on the vm's socket")?;
+    tokio::task::spawn_local(client::serve(listener, shared.clone()));
+    let mut life = Life { plan, shared: shared.clone(), started, stop_reason: None, going_down: None };
+    let end = loop {
+        match life.boot(&mut order_queue).await? {
+            Outcome::End(end) => break end,
+            Outcome::Silent => shared.status.send_modify(|status| status.watchdog_restarts += 1),
+        }
+    };
+    let _ = shared.end.send(Some(end.clone()));
+    // Connections that watch get the word out; there is nothing else to wait for.
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    Ok(end)
+}
+
+struct Life<'a> {
+    plan: &'a VmPlan,
+    shared: Rc<Shared>,
+    started: Instant,
+    stop_reason: Option<EndReason>,
+    /// The guest said that it goes down; true for a reboot.
+    going_down: Option<bool>,
+}
+
+impl Life<'_> {
+    /// Starts the VMM once and stays with it until it has ended.
+    async fn boot(&mut self, orders: &mut mpsc::Receiver<Order>) -> anyhow::Result<Outcome> {
+        let launch = banger_vmm::qemu::launch(&self.plan.machine);
+        let mut vmm = Vmm::start(&launch).await?;
+        self.shared.status.send_modify(|status| {
+            status.phase = Phase::Booting;
+            status.vmm_pid = Some(vmm.pid);
+        });
+        self.stage("start vmm");
+        let (heard, mut hears) = watch::channel(());
+        let console = Rc::new(RefCell::new(Console::create(&Path::new(root::VM_DIR).join(CONSOLE_FILE))?));
+        let output = vmm.console.take().context("the VMM has no console")?;
+        let reading = tokio::task::spawn_local(read_console(output, console.clone(), heard));
+        let connected = tokio::select! {
+            link = Link::connect(&launch.agent_socket) => Some(link.context("connect to the agent's port")?),
+            _ = &mut vmm.ended => None,
+        };
+        let Some((link, mut messages)) = connected else {
+            let _ = reading.await;
+            return Ok(Outcome::End(self.vmm_failed(&console.borrow())));
+        };
+        let boot_deadline = self.started + Duration::from_millis(self.plan.boot_timeout_ms);
+        let mut silence = tokio::time::Instant::now() + SILENCE_MAX;
+        let mut spoken = false;
+        let mut kill_at: Option<tokio::time::Instant> = None;
+        let mut heartbeat = tokio::time::interval(Duration::from_millis(HEARTBEAT_MS));
+        loop {
+            let ready = self.is_ready();
+            let restarts = self.shared.status.borrow().watchdog_restarts;
+            tokio::select! {
+                _ = &mut vmm.ended => {
+                    let _ = reading.await;
+                    *self.shared.link.borrow_mut() = None;
+                    return Ok(Outcome::End(self.ended(&console.borrow())));
+                }
+                changed = hears.changed(), if !spoken => {
+                    // The console's own end shows as the VMM's.
+                    if changed.is_ok() { spoken = true } else { silence += SILENCE_MAX }
+                }
+                Some(message) = messages.recv() => {
+                    spoken = true;
+                    self.message(message, &link).await;
+                }
+                Some(order) = orders.recv() => kill_at = self.order(order, &link, &vmm).await.or(kill_at),
+                () = tokio::time::sleep_until(silence), if !spoken && restarts < RESTARTS_MAX => {
+                    vmm.kill();
+                    let _ = (&mut vmm.ended).await;
+                    return Ok(Outcome::Silent);
+                }
+                () = tokio::time::sleep_until(boot_deadline.into()), if self.is_booting() => {
+                    let waited = self.plan.boot_timeout_ms / 1000;
+                    let last = console.borrow().last_line().unwrap_or_else(|| "nothing".to_owned());
+                    self.fail("agent silent", format!("no word from the guest's agent for {waited} s; last on the console: {last}"));
+                }
+                () = sleep_until(kill_at), if kill_at.is_some() => {
+                    self.stop_reason = Some(EndReason::Killed);
+                    kill_at = None;
+                    vmm.kill();
+                }
+                _ = heartbeat.tick(), if ready => link.control(&HostMessage::Heartbeat { unix_ns: unix_ns() }).await,
+            }
+        }
+    }
+
+    fn is_ready(&self) -> bool {
+        matches!(self.shared.status.borrow().phase, Phase::Ready | Phase::InitReady)
+    }
+
+    fn is_booting(&self) -> bool {
+        matches!(self.shared.status.borrow().phase, Phase::Booting | Phase::Configuring)
+    }
+
+    async fn message(&mut self, message: GuestMessage, link: &Link) {
+        match message {
+            // Said again and again until the answer arrives; the answer is given to the first.
+            GuestMessage::Hello(hello) if self.shared.status.borrow().hello.is_none() => {
+                self.shared.status.send_modify(|status| {
+                    status.phase = Phase::Configuring;
+                    status.hello = Some(hello);
+                });
+                self.stage("boot to agent");
+                let mut config = self.plan.guest.clone();
+                config.unix_ns = unix_ns();
+                link.control(&HostMessage::Configure(Box::new(config))).await;
+            }
+            GuestMessage::Configured { .. } if self.is_booting() => {
+                *self.shared.link.borrow_mut() = Some(link.clone());
+                self.stage("configure guest");
+                self.shared.status.send_modify(|status| status.phase = Phase::Ready);
+            }
+            GuestMessage::ConfigureFailed { stage, message } => {
+                let printable = |text: &str| text.escape_debug().take(300).collect::<String>();
+                self.fail(&printable(&stage), printable(&message));
+            }
+            GuestMessage::InitReady if self.is_ready() => {
+                self.shared.status.send_modify(|status| status.phase = Phase::InitReady);
+            }
+            GuestMessage::GoingDown { reboot } => self.going_down = Some(reboot),
+            _ => {}
+        }
+    }
+
+    /// Carries an order out; returns when the VMM has to be killed, if it then still runs.
+    async fn order(&mut self, order: Order, link: &Link, vmm: &Vmm) -> Option<tokio::time::Instant> {
+        match order {
+            Order::Stop { grace_ms } if self.is_ready() => {
+                self.stop_reason = Some(EndReason::Stopped);
+                self.shared.status.send_modify(|status| status.phase = Phase::Stopping);
+                link.control(&HostMessage::Shutdown { reboot: false }).await;
+                Some(tokio::time::Instant::now() + Duration::from_millis(grace_ms))
+            }
+            // Already on its way down: the first deadline holds.
+            Order::Stop { .. } if self.stop_reason.is_some() => None,
+            Order::LeaseEnded => {
+                self.stop_reason = Some(EndReason::LeaseEnded);
+                vmm.kill();
+                None
+            }
+            Order::Stop { .. } | Order::Kill => {
+                self.stop_reason = Some(EndReason::Killed);
+                vmm.kill();
+                None
+            }
+        }
+    }
+
+    fn stage(&self, name: &str) {
+        let ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.shared.status.send_modify(|status| status.timings.push(Timing { stage: name.to_owned(), ms }));
+    }
+
+    /// The boot failed; the VMM stays for inspection.
+    fn fail(&self, stage: &str, cause: String) {
+        let stage = stage.to_owned();
+        self.shared.status.send_modify(|status| status.phase = Phase::Failed { stage, cause });
+    }
+
+    fn vmm_failed(&self, console: &Console) -> VmEnd {
+        let last = console.last_line().unwrap_or_else(|| "it printed nothing".to_owned());
+        VmEnd { reason: EndReason::Failed, detail: format!("the VMM ended at once: {last}") }
+    }
+
+    /// How the vm ended, when its VMM has.
+    fn ended(&self, console: &Console) -> VmEnd {
+        let (reason, detail) = match (self.stop_reason, self.going_down) {
+            (Some(EndReason::Stopped), _) => (EndReason::Stopped, "stopped".to_owned()),
+            (Some(EndReason::LeaseEnded), _) => (EndReason::LeaseEnded, "its command ended".to_owned()),
+            (Some(reason), _) => (reason, "ended by force".to_owned()),
+            (None, Some(true)) => (EndReason::Rebooted, "rebooted from inside".to_owned()),
+            (None, _) if self.is_ready() => (EndReason::PoweredOff, "powered off from inside".to_owned()),
+            (None, _) => {
+                let last = console.last_line().unwrap_or_else(|| "nothing".to_owned());
+                (EndReason::Failed, format!("the vm ended while it booted; last on the console: {last}"))
+            }
+        };
+        VmEnd { reason, detail }
+    }
+}
+
+async fn sleep_until(at: Option<tokio::time::Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn unix_ns() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Copies the console into its file and tells that there was something.
+async fn read_console(
+    output: std::process::ChildStdout,
+    console: Rc<RefCell<Console>>,
+    heard: watch::Sender<()>,
+) -> std::io::Result<()> {
+    let mut output = tokio::process::ChildStdout::from_std(output)?;
+    let mut chunk = vec![0; 16 * 1024];
+    loop {
+        let len = output.read(&mut chunk).await?;
+        if len == 0 {
+            return Ok(());
+        }
+        heard.send_replace(());
+        console.borrow_mut().write(&chunk[..len])?;
+    }
+}

@@ -1,0 +1,158 @@
+//! A vm's supervisor: starting one, and talking to it over the vm's socket.
+
+use crate::plan::{DISK_FILE, END_FILE, PLAN_FILE, SOCKET_FILE, SUPERVISOR_LOG_FILE, VmPlan};
+use anyhow::{Context as _, bail};
+use banger_wire::BUILD;
+use banger_wire::exec::{ExecSpec, ExitStatus, SessionEvent};
+use banger_wire::frame::{Frame, Kind, MESSAGE_LEN_MAX};
+use banger_wire::guest::SessionKind;
+use banger_wire::stream::{FrameReader, FrameWriter};
+use banger_wire::vm::{VmCall, VmEnd, VmEvent, VmRequest};
+use rustix::fs::{FlockOperation, Mode, OFlags};
+use std::fs::File;
+use std::os::fd::AsRawFd as _;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+
+/// How long a supervisor may take until its socket is there: namespaces and mounts, on a loaded host.
+const SOCKET_WAIT: Duration = Duration::from_secs(20);
+/// Output of a command that is kept for an error message.
+const OUTPUT_MAX: usize = 8 * 1024;
+
+/// A connection to a supervisor.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    reader: FrameReader<OwnedReadHalf>,
+    writer: FrameWriter<OwnedWriteHalf>,
+}
+
+/// Tells whether a supervisor runs this vm: it holds the lock of the vm's disk.
+pub(crate) fn is_alive(dir: &Path) -> bool {
+    let Ok(disk) = File::open(dir.join(DISK_FILE)) else { return false };
+    rustix::fs::flock(&disk, FlockOperation::NonBlockingLockExclusive).is_err()
+}
+
+/// Returns how the vm's last run ended, if it said so.
+pub(crate) fn load_end(dir: &Path) -> Option<VmEnd> {
+    serde_json::from_slice(&std::fs::read(dir.join(END_FILE)).ok()?).ok()
+}
+
+/// Starts the supervisor of a planned vm and connects to it.
+///
+/// # Errors
+/// When it can't start; its own words are then the cause.
+pub(crate) async fn start(plan: &VmPlan) -> anyhow::Result<Connection> {
+    let dir = &plan.dir;
+    for old in [END_FILE, SOCKET_FILE] {
+        let _ = std::fs::remove_file(dir.join(old));
+    }
+    std::fs::write(dir.join(PLAN_FILE), serde_json::to_vec_pretty(plan)?).context("write the vm's plan")?;
+    let log = File::create(dir.join(SUPERVISOR_LOG_FILE)).context("write the supervisor's log")?;
+    if let Some(id) = plan.run_as {
+        for path in [dir.to_path_buf(), dir.join(DISK_FILE)] {
+            std::os::unix::fs::chown(&path, Some(id), Some(id)).context("give the vm its disk")?;
+        }
+    }
+    let own = std::env::current_exe().context("find this program")?;
+    let mut command = banger_sys::child::command(own.as_os_str());
+    command.arg("supervise").arg("--dir").arg(dir).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+    banger_sys::child::new_session(&mut command, None, None);
+    let mut child = command.spawn().context("start the supervisor")?;
+    // It splits within milliseconds; what was started here ends then.
+    let status = tokio::task::spawn_blocking(move || child.wait()).await??;
+    if !status.success() {
+        bail!("the supervisor did not start: {}", last_words(dir));
+    }
+    connect_new(dir).await
+}
+
+/// The end of what the supervisor and the VMM said on their error stream.
+fn last_words(dir: &Path) -> String {
+    let text = std::fs::read(dir.join(SUPERVISOR_LOG_FILE)).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let line = text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it said nothing");
+    line.trim_start_matches("error: ").escape_debug().take(500).collect()
+}
+
+async fn connect_new(dir: &Path) -> anyhow::Result<Connection> {
+    let deadline = tokio::time::Instant::now() + SOCKET_WAIT;
+    loop {
+        match connect(dir).await {
+            Ok(connection) => return Ok(connection),
+            Err(_) if !is_alive(dir) => {
+                let end = load_end(dir).map_or_else(|| last_words(dir), |end| end.detail);
+                bail!("the supervisor ended at once: {end}");
+            }
+            Err(error) if tokio::time::Instant::now() > deadline => return Err(error),
+            Err(_) => tokio::time::sleep(Duration::from_millis(2)).await,
+        }
+    }
+}
+
+/// Connects to the supervisor of a vm.
+///
+/// # Errors
+/// When nothing listens.
+pub(crate) async fn connect(dir: &Path) -> anyhow::Result<Connection> {
+    // The name of a socket is limited to 108 bytes, that of a directory is not.
+    let open = rustix::fs::open(dir, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    let path = format!("/proc/self/fd/{}/{SOCKET_FILE}", open.as_raw_fd());
+    let (read, write) =
+        UnixStream::connect(path).await.context("connect to the vm's supervisor")?.into_split();
+    Ok(Connection { reader: FrameReader::new(read, MESSAGE_LEN_MAX), writer: FrameWriter::new(write) })
+}
+
+impl Connection {
+    /// Asks for something.
+    pub(crate) async fn request(&mut self, request: VmRequest) -> anyhow::Result<()> {
+        Ok(self.writer.message(0, &VmCall { build: BUILD.to_owned(), request }).await?)
+    }
+
+    /// Returns what the supervisor tells next; none when it is gone.
+    pub(crate) async fn event(&mut self) -> anyhow::Result<Option<VmEvent>> {
+        match self.reader.next().await? {
+            None => Ok(None),
+            Some(frame) => Ok(Some(frame.parse()?)),
+        }
+    }
+}
+
+/// Runs a command in a vm without input, and returns its status and the end of its output.
+///
+/// # Errors
+/// When the session can't be opened or is lost.
+pub(crate) async fn exec(dir: &Path, spec: ExecSpec) -> anyhow::Result<(ExitStatus, String)> {
+    let mut connection = connect(dir).await?;
+    let what = SessionKind::Exec(Box::new(spec));
+    connection.request(VmRequest::Open { what, lease: false }).await?;
+    match connection.event().await?.context("the vm has ended")? {
+        VmEvent::Accepted => {}
+        VmEvent::Refused(error) => return Err(error.into()),
+        _ => bail!("the supervisor gave an unexpected answer"),
+    }
+    connection.writer.write(&Frame::eof(0, banger_wire::exec::STDIN)).await?;
+    let mut output: Vec<u8> = Vec::new();
+    while let Some(frame) = connection.reader.next().await? {
+        match frame.kind {
+            Kind::Data => {
+                let len = u32::try_from(frame.payload.len())?;
+                output.extend_from_slice(&frame.payload);
+                output.drain(..output.len().saturating_sub(OUTPUT_MAX));
+                connection.writer.write(&Frame::credit(0, frame.channel, len)).await?;
+            }
+            Kind::Message => match frame.parse()? {
+                SessionEvent::Exited(status) => {
+                    return Ok((status, String::from_utf8_lossy(&output).into_owned()));
+                }
+                SessionEvent::Failed(error) => return Err(error.into()),
+                SessionEvent::Started { .. } => {}
+            },
+            Kind::Close => break,
+            _ => {}
+        }
+    }
+    bail!("the vm ended before the command did")
+}

@@ -5,8 +5,12 @@ use crate::guest::{self, Failure};
 use crate::init;
 use crate::link::{self, Control, Incoming};
 use crate::port::Port;
+use crate::readiness::Readiness;
+use crate::shutdown;
 use banger_wire::frame::{Frame, Kind};
-use banger_wire::guest::{GENERATION, GuestConfig, GuestMessage, Hello, HostMessage, PORT_NAME, Timing};
+use banger_wire::guest::{
+    GENERATION, GuestConfig, GuestMessage, Hello, HostMessage, InitMode, PORT_NAME, Timing,
+};
 use std::ffi::OsStr;
 use std::io;
 use std::time::{Duration, Instant};
@@ -34,18 +38,38 @@ fn run(open: impl FnOnce() -> io::Result<Port>, in_guest: bool) -> io::Result<()
         let (mut incoming, out) = link::open(open()?);
         let Some(config) = greet(&mut incoming, &out).await? else { return Ok(()) };
         let started = Instant::now();
-        if in_guest && let Err(failure) = become_vm(&config) {
-            let Failure { stage, message } = failure;
-            link::send(&out, &GuestMessage::ConfigureFailed { stage: stage.to_owned(), message }).await;
-        } else {
-            let ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-            let timings = vec![Timing { stage: "configure guest".to_owned(), ms }];
-            link::send(&out, &GuestMessage::Configured { timings }).await;
+        match if in_guest { become_vm(&config) } else { Ok(None) } {
+            Err(Failure { stage, message }) => {
+                link::send(&out, &GuestMessage::ConfigureFailed { stage: stage.to_owned(), message }).await;
+            }
+            Ok(starting) => {
+                let ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+                let timings = vec![Timing { stage: "configure guest".to_owned(), ms }];
+                link::send(&out, &GuestMessage::Configured { timings }).await;
+                report_init(starting, out.clone());
+            }
         }
         let disk = in_guest.then(|| config.drives.disk.clone());
+        // What has to be whole at the end: the vm's disk, or the image it finishes.
+        let written =
+            if config.init == InitMode::Build { Some(config.drives.image.clone()) } else { disk.clone() };
         let defaults = Defaults { env: config.env, workdir: config.workdir, user: config.user, disk };
-        link::serve(&mut incoming, &out, &defaults, &mut Local { in_guest }).await
+        link::serve(&mut incoming, &out, &defaults, &mut Local { in_guest, written }).await
     })
+}
+
+/// Says that the image's init is up; at once where there is none, or none that would say so.
+fn report_init(starting: Option<Readiness>, out: mpsc::Sender<Frame>) {
+    tokio::task::spawn_local(async move {
+        let failed = match starting {
+            Some(readiness) => readiness.ready().await.err(),
+            None => None,
+        };
+        match failed {
+            None => link::send(&out, &GuestMessage::InitReady).await,
+            Some(error) => init::log(&format!("listen to the init: {error}, ignoring")),
+        }
+    });
 }
 
 /// Says hello until the host configures this guest. None when the stream ended.
@@ -87,10 +111,10 @@ fn hello() -> io::Result<Hello> {
     })
 }
 
-/// Assembles the root, lets process 1 take it over, and follows it there.
-fn become_vm(config: &GuestConfig) -> Result<(), Failure> {
+/// Assembles the root, lets process 1 take it over, and follows it there. Returns where an init that reports does so.
+fn become_vm(config: &GuestConfig) -> Result<Option<Readiness>, Failure> {
     let init = guest::configure(config)?;
-    let enter = || -> io::Result<()> {
+    let enter = || -> io::Result<Option<Readiness>> {
         // Opened before process 1 moves it: the move changes the name, not what this names.
         let root = rustix::fs::open(
             init::NEW_ROOT,
@@ -99,7 +123,10 @@ fn become_vm(config: &GuestConfig) -> Result<(), Failure> {
         )?;
         rustix::process::fchdir(&root)?;
         rustix::process::chroot(".")?;
-        init::give_order(init.as_deref())
+        let reports = init.as_ref().is_some_and(|init| init.is_systemd);
+        let readiness = if reports { Some(Readiness::listen()?) } else { None };
+        init::give_order(init.as_ref().map(|init| init.path.as_path()))?;
+        Ok(readiness)
     };
     enter().map_err(|error| Failure { stage: "enter root", message: error.to_string() })
 }
@@ -107,6 +134,8 @@ fn become_vm(config: &GuestConfig) -> Result<(), Failure> {
 /// Control messages that concern the guest as a whole.
 struct Local {
     in_guest: bool,
+    /// The device of the filesystem that is written to.
+    written: Option<String>,
 }
 
 impl Control for Local {
@@ -128,7 +157,9 @@ impl Control for Local {
                     link::send(&out, &GuestMessage::Synced).await;
                 });
             }
-            HostMessage::Shutdown { reboot } if self.in_guest => shut_down(reboot, out.clone()),
+            HostMessage::Shutdown { reboot } if self.in_guest => {
+                shut_down(reboot, self.written.clone(), out.clone());
+            }
             _ => {}
         }
     }
@@ -140,7 +171,7 @@ fn reply(out: &mpsc::Sender<Frame>, message: GuestMessage) {
 }
 
 /// Writes everything to the disk, then leaves the rest to systemd where it is process 1, or ends the machine.
-fn shut_down(reboot: bool, out: mpsc::Sender<Frame>) {
+fn shut_down(reboot: bool, disk: Option<String>, out: mpsc::Sender<Frame>) {
     tokio::task::spawn_local(async move {
         let _ = tokio::task::spawn_blocking(rustix::fs::sync).await;
         link::send(&out, &GuestMessage::GoingDown { reboot }).await;
@@ -152,14 +183,6 @@ fn shut_down(reboot: bool, out: mpsc::Sender<Frame>) {
                 return;
             }
         }
-        // With nobody left to write, the disk is left as after an unmount. Fails when something still does.
-        let _ = rustix::mount::mount_remount("/", rustix::mount::MountFlags::RDONLY, "");
-        let _ = tokio::task::spawn_blocking(rustix::fs::sync).await;
-        let how = if reboot {
-            rustix::system::RebootCommand::Restart
-        } else {
-            rustix::system::RebootCommand::PowerOff
-        };
-        let _ = rustix::system::reboot(how);
+        let _ = tokio::task::spawn_blocking(move || shutdown::power_off(reboot, disk.as_deref())).await;
     });
 }

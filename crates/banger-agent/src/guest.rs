@@ -5,10 +5,12 @@ use banger_wire::guest::{GuestConfig, GuestDrives, GuestNetwork, InitMode};
 use rustix::fs::Mode;
 use rustix::mount::{MountFlags, mount, mount_bind, mount_move};
 use std::io::{self, Write as _};
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use crate::init::NEW_ROOT;
+use crate::shutdown;
 
 /// Where the image is mounted before the overlay covers it.
 const IMAGE: &str = "/image";
@@ -49,10 +51,19 @@ fn at<T, E: std::fmt::Display>(stage: &'static str, result: Result<T, E>) -> Res
     result.map_err(|error| Failure { stage, message: error.to_string() })
 }
 
+/// The init an image brings.
+#[derive(Debug)]
+pub(crate) struct Init {
+    /// Its path in the new root.
+    pub(crate) path: PathBuf,
+    /// It reports when it has finished starting, and ends in `/run/initramfs`.
+    pub(crate) is_systemd: bool,
+}
+
 /// Assembles the new root and gives this process its identity. Afterwards process 1 may take it over.
 ///
-/// Returns the path of the image's init, when there is one and it is wanted.
-pub(crate) fn configure(config: &GuestConfig) -> Result<Option<PathBuf>, Failure> {
+/// Returns the image's init, when there is one and it is wanted.
+pub(crate) fn configure(config: &GuestConfig) -> Result<Option<Init>, Failure> {
     at("set clock", set_clock(config.unix_ns))?;
     at("seed random numbers", std::fs::write("/dev/urandom", &config.entropy.0))?;
     mount_root(&config.drives, &config.init)?;
@@ -65,11 +76,15 @@ pub(crate) fn configure(config: &GuestConfig) -> Result<Option<PathBuf>, Failure
         at("configure network", configure_network(network))?;
     }
     let _ = netif::set_up("lo", true);
+    let init = (config.init == InitMode::Auto).then(|| find_init(root)).flatten();
     for dir in ["dev", "proc", "sys"] {
         at("move kernel filesystems", mount_move(format!("/{dir}"), root.join(dir)))?;
     }
-    let init = (config.init == InitMode::Auto).then(|| find_init(root)).flatten();
-    at("prepare /run", prepare_run(root, init.as_deref()))?;
+    at("prepare /run", prepare_run(root, init.as_ref()))?;
+    if init.as_ref().is_some_and(|init| init.is_systemd) {
+        let prepared = shutdown::prepare(Path::new("/"), &root.join("run"), &config.drives.disk);
+        at("prepare the shutdown", prepared)?;
+    }
     Ok(init)
 }
 
@@ -137,7 +152,7 @@ fn make_root_dirs(root: &Path) -> io::Result<()> {
         .try_for_each(|dir| make_dir(&root.join(dir)))
 }
 
-fn make_dir(path: &Path) -> io::Result<()> {
+pub(crate) fn make_dir(path: &Path) -> io::Result<()> {
     match rustix::fs::mkdir(path, Mode::from_raw_mode(0o755)) {
         Ok(()) | Err(rustix::io::Errno::EXIST) => Ok(()),
         Err(error) => Err(error.into()),
@@ -160,22 +175,22 @@ fn is_real_dir(root: &Path, path: &str) -> bool {
     })
 }
 
-fn find_init(root: &Path) -> Option<PathBuf> {
-    INITS.iter().find(|path| resolves_to_program(root, path)).map(|path| Path::new("/").join(path))
+fn find_init(root: &Path) -> Option<Init> {
+    INITS.iter().find_map(|path| {
+        let program = resolve_program(root, path)?;
+        let is_systemd = program.file_name().is_some_and(|name| name == "systemd");
+        Some(Init { path: Path::new("/").join(path), is_systemd })
+    })
 }
 
-/// Follows links as they would be inside the new root.
-fn resolves_to_program(root: &Path, path: &str) -> bool {
+/// Follows links as they would be inside the new root, to where the program really is. Needs `/proc`.
+fn resolve_program(root: &Path, path: &str) -> Option<PathBuf> {
     use rustix::fs::{OFlags, ResolveFlags};
-    let Ok(dir) = rustix::fs::open(root, OFlags::PATH | OFlags::DIRECTORY, Mode::empty()) else {
-        return false;
-    };
-    let Ok(file) = rustix::fs::openat2(&dir, path, OFlags::PATH, Mode::empty(), ResolveFlags::IN_ROOT) else {
-        return false;
-    };
-    rustix::fs::fstat(&file).is_ok_and(|stat| {
-        rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file() && stat.st_mode & 0o111 != 0
-    })
+    let dir = rustix::fs::open(root, OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).ok()?;
+    let file = rustix::fs::openat2(&dir, path, OFlags::PATH, Mode::empty(), ResolveFlags::IN_ROOT).ok()?;
+    let stat = rustix::fs::fstat(&file).ok()?;
+    let executable = rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file() && stat.st_mode & 0o111 != 0;
+    executable.then(|| std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).ok())?
 }
 
 /// Replaces a file of the new root, also where the image has a link there.
@@ -249,7 +264,7 @@ fn interface_by_mac(mac: &str) -> io::Result<String> {
 }
 
 /// A fresh `/run`, and in it what makes systemd start without waiting for devices that never come.
-fn prepare_run(root: &Path, init: Option<&Path>) -> io::Result<()> {
+fn prepare_run(root: &Path, init: Option<&Init>) -> io::Result<()> {
     let run = root.join("run");
     mount("tmpfs", &run, "tmpfs", MountFlags::NOSUID | MountFlags::NODEV, Some(c"mode=755"))?;
     if init.is_some() {

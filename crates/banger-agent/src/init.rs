@@ -50,7 +50,8 @@ pub(crate) fn run() -> io::Result<()> {
     }
     enter(NEW_ROOT)?;
     if order != STAY {
-        let error = banger_sys::child::command(order.as_ref()).exec();
+        let error =
+            banger_sys::child::command(order.as_ref()).env("NOTIFY_SOCKET", crate::readiness::ADDRESS).exec();
         log(&format!("could not become `{}`: {error}", order.escape_debug()));
     }
     reap_forever()

@@ -1,9 +1,10 @@
 //! banger inside the guest.
 //!
-//! The same static program is two processes. As `/init` of the initramfs it is process 1: it mounts the kernel's
+//! The same static program is three processes. As `/init` of the initramfs it is process 1: it mounts the kernel's
 //! filesystems, loads the few modules the boot needs, starts the agent, and later becomes the image's init or stays
 //! and reaps ([`init`]). The agent ([`agent`]) talks to the host from before the image is mounted until the end;
-//! its name begins with `@`, which is how systemd knows to leave it alone.
+//! its name begins with `@`, which is how systemd knows to leave it alone. And it is what systemd becomes at the very
+//! end ([`shutdown`]).
 //!
 //! Nothing here resolves a name through the C library: that would load the guest's own libraries.
 
@@ -14,7 +15,9 @@ mod guest;
 mod init;
 mod link;
 mod port;
+mod readiness;
 mod session;
+mod shutdown;
 mod tar;
 mod users;
 
@@ -26,6 +29,7 @@ fn main() -> ExitCode {
     let ended = match (name.to_str(), args.next().as_deref().and_then(|arg| arg.to_str())) {
         (Some(init::AGENT_NAME), _) => agent::run_in_guest(),
         (_, Some("--socket")) => agent::run_on_socket(&args.next().unwrap_or_default()),
+        (Some(shutdown::NAME), Some(how)) if std::process::id() == 1 => shutdown::run(how),
         _ if std::process::id() == 1 => init::run(),
         _ => {
             Err(std::io::Error::other("this is the first process of a banger vm; it does nothing elsewhere"))

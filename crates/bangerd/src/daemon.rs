@@ -11,7 +11,7 @@ use crate::{initramfs, plan, vmsock};
 use anyhow::Context as _;
 use banger_wire::daemon::{
     Event, ImageView, KernelView, NetMode, Outcome, PlanSummary, Pruned, StartedVm, VmSpec, VmState, VmView,
-    VmmChoice,
+    VmmChoice, Wait,
 };
 use banger_wire::error::{ErrorCode, WireError};
 use banger_wire::names::{KernelName, VmName};
@@ -34,6 +34,9 @@ const DISK_MAX: Mebibytes = Mebibytes(16 << 20);
 const VCPU_MAX: u32 = 32;
 /// How long a supervisor may take to be gone after the vm has ended.
 const GONE_WAIT: Duration = Duration::from_secs(10);
+
+/// How long an image's init may take to finish starting, with a service that waits for something.
+const INIT_WAIT: Duration = Duration::from_secs(120);
 
 /// The daemon's state, shared by all connections.
 #[derive(Debug)]
@@ -259,6 +262,7 @@ impl Daemon {
     pub(crate) async fn start(
         self: &Arc<Self>,
         row: &VmRow,
+        wait: Wait,
         events: &UnboundedSender<Event>,
     ) -> anyhow::Result<StartedVm> {
         let begun = Instant::now();
@@ -309,6 +313,26 @@ impl Daemon {
             }
         }
         self.store.set_state(&row.id, VmState::Running, None)?;
+        let mut status = status;
+        if wait == Wait::Boot {
+            let done = phases.wait_for(|status: &Option<VmStatus>| {
+                !matches!(status.as_ref().map(|status| &status.phase), Some(Phase::Ready))
+            });
+            match tokio::time::timeout(INIT_WAIT, done).await {
+                Ok(Ok(last)) => status = last.clone(),
+                Ok(Err(_)) => {
+                    let end = vmsock::load_end(&dir).unwrap_or_else(lost);
+                    return Err(unreachable(row, &end.detail));
+                }
+                Err(_) => {
+                    let text = format!(
+                        "the image's init has not finished starting for {} s; going on without it",
+                        INIT_WAIT.as_secs()
+                    );
+                    let _ = events.send(Event::Warning { text });
+                }
+            }
+        }
         let view = self.view(&self.row(row.id.as_str())?);
         Ok(StartedVm {
             socket: view.socket.clone(),

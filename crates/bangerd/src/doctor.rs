@@ -32,7 +32,7 @@ pub(crate) async fn run(daemon: &Arc<Daemon>, events: &UnboundedSender<Event>) -
     // Its steps are no news to somebody who asked for checks.
     let (quiet, _queue) = unbounded_channel();
     let row = daemon.create(&spec, &quiet).await?;
-    match daemon.start(&row, &quiet).await {
+    match daemon.start(&row, spec.wait, &quiet).await {
         Ok(started) => {
             let stages: Vec<String> =
                 started.timings.iter().map(|timing| format!("{} {} ms", timing.stage, timing.ms)).collect();

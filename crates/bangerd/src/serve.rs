@@ -206,7 +206,7 @@ async fn perform(
         Request::VmRun(spec) => {
             let row = daemon.create(&spec, &events).await?;
             note(Some(row.clone()));
-            let started = daemon.start(&row, &events).await;
+            let started = daemon.start(&row, spec.wait, &events).await;
             note(None);
             Ok(Outcome::Started(started?))
         }
@@ -215,7 +215,7 @@ async fn perform(
             Ok(Outcome::Created(daemon.view(&row)))
         }
         Request::VmPlan(spec) => daemon.plan(&spec),
-        Request::VmStart { vm, .. } => {
+        Request::VmStart { vm, wait } => {
             let row = daemon.row(&vm)?;
             if vmsock::is_alive(&daemon.paths.vm(row.id.as_str())) {
                 return Err(WireError::new(
@@ -224,7 +224,7 @@ async fn perform(
                 )
                 .into());
             }
-            Ok(Outcome::Started(daemon.start(&row, &events).await?))
+            Ok(Outcome::Started(daemon.start(&row, wait, &events).await?))
         }
         Request::VmStop { vm, grace_ms } => daemon.stop(&vm, VmRequest::Stop { grace_ms }).await,
         Request::VmKill { vm } => daemon.stop(&vm, VmRequest::Kill).await,

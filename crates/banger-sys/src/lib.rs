@@ -7,3 +7,4 @@ pub mod child;
 pub mod filesystem;
 pub mod namespace;
 pub mod netif;
+pub mod tsc;

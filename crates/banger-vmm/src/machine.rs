@@ -20,6 +20,8 @@ pub struct MachinePlan {
     pub kernel: PathBuf,
     /// Initramfs.
     pub initrd: PathBuf,
+    /// Rate of the host's time stamp counter in kHz, which an emulated machine's is too; none when not known.
+    pub tsc_khz: Option<u64>,
     /// Kernel command line words the owner of the plan adds; the driver adds what its machine needs.
     pub cmdline: Vec<String>,
     /// Drives in the order the guest numbers them: vda, vdb, …

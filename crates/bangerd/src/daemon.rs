@@ -9,6 +9,7 @@ use crate::pull::{ROOTFS_FILE, entropy};
 use crate::store::{ImageRow, KernelRow, Store, VmRow};
 use crate::{initramfs, plan, vmsock};
 use anyhow::Context as _;
+use banger_sys::tsc;
 use banger_wire::daemon::{
     Event, ImageView, KernelView, NetMode, Outcome, PlanSummary, Pruned, StartedVm, VmSpec, VmState, VmView,
     VmmChoice, Wait,
@@ -49,6 +50,7 @@ pub(crate) struct Daemon {
     pub(crate) running: Mutex<HashMap<String, VmStatus>>,
     pub(crate) started: i64,
     pub(crate) stop: tokio::sync::Notify,
+    tsc: Option<tsc::Reading>,
 }
 
 /// Seconds since 1970.
@@ -78,6 +80,7 @@ impl Daemon {
             running: Mutex::default(),
             started: now(),
             stop: tokio::sync::Notify::new(),
+            tsc: tsc::Reading::now(),
         }))
     }
 
@@ -138,6 +141,13 @@ impl Daemon {
                 .hinted("install it with `sudo apt-get install qemu-system-x86`, or see `banger doctor`")
                 .into()
         })
+    }
+
+    /// Returns the rate of the time stamp counter, known since some milliseconds after the daemon's start.
+    pub(crate) async fn tsc_khz(&self) -> Option<u64> {
+        let reading = self.tsc?;
+        tokio::time::sleep(tsc::DISTANCE_MIN.saturating_sub(reading.age())).await;
+        reading.khz()
     }
 
     fn resolve(&self, spec: &VmSpec) -> anyhow::Result<Resolved> {
@@ -279,6 +289,7 @@ impl Daemon {
             kernel,
             program: self.qemu()?,
             entropy: entropy()?,
+            tsc_khz: self.tsc_khz().await,
             build: false,
         });
         self.store.set_state(&row.id, VmState::Starting, None)?;

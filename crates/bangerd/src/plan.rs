@@ -78,13 +78,14 @@ pub(crate) struct Inputs<'a> {
     pub(crate) initramfs: PathBuf,
     pub(crate) program: PathBuf,
     pub(crate) entropy: Vec<u8>,
+    pub(crate) tsc_khz: Option<u64>,
     /// The vm writes the image itself and boots no further than the agent.
     pub(crate) build: bool,
 }
 
 /// Decides everything about a vm.
 pub(crate) fn plan(inputs: Inputs<'_>) -> VmPlan {
-    let Inputs { row, spec, dir, image, kernel, initramfs, program, entropy, build } = inputs;
+    let Inputs { row, spec, dir, image, kernel, initramfs, program, entropy, tsc_khz, build } = inputs;
     let inside = |name: &str| PathBuf::from(INSIDE).join(name);
     let mut binds = vec![
         Bind { host: kernel.join("vmlinux"), inside: inside("vmlinux") },
@@ -108,6 +109,7 @@ pub(crate) fn plan(inputs: Inputs<'_>) -> VmPlan {
         memory: row.memory,
         kernel: inside("vmlinux"),
         initrd: inside("initramfs"),
+        tsc_khz,
         cmdline: Vec::new(),
         drives,
         net: None,

@@ -158,6 +158,7 @@ impl Daemon {
             kernel: kernel_dir,
             program: self.qemu()?,
             entropy: entropy()?,
+            tsc_khz: self.tsc_khz().await,
             build: true,
         });
         let guard = KillOnDrop { dir: dir.clone() };

@@ -6,5 +6,6 @@
 
 pub mod machine;
 pub mod qemu;
+pub mod qmp;
 
 pub use machine::{Drive, Launch, MachinePlan, NetDevice};

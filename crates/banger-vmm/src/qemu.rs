@@ -44,7 +44,9 @@ pub fn launch(plan: &MachinePlan) -> Launch {
     cmdline.extend(plan.cmdline.iter().cloned());
     let cmdline = cmdline.join(" ");
     let mut args = Args::default();
-    args.words("-nodefaults -no-user-config -display none -no-reboot -machine q35");
+    // Without the keyboard, disk and bus controllers of a PC, which a guest would look for things on.
+    args.words("-nodefaults -no-user-config -display none -no-reboot");
+    args.words("-machine q35,i8042=off,sata=off,smbus=off");
     if plan.kvm {
         args.words("-accel kvm -cpu host");
     } else {
@@ -63,7 +65,6 @@ pub fn launch(plan: &MachinePlan) -> Launch {
         args.pair("-drive", option(&head, drive.path.as_os_str()));
         args.pair("-device", format!("virtio-blk-pci,drive=drive{number}"));
     }
-    args.words("-device virtio-rng-pci");
     if let Some(net) = &plan.net {
         args.pair("-netdev", format!("tap,id=net,fd={}", net.tap_fd));
         args.pair("-device", format!("virtio-net-pci,netdev=net,mac={},romfile=", net.mac));

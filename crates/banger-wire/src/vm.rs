@@ -68,6 +68,9 @@ pub struct VmStatus {
     pub watchdog_restarts: u32,
     /// Why there is no way out to the network, when there should be one.
     pub network_warning: Option<String>,
+    /// Why the machine stands still, while it does.
+    #[serde(default)]
+    pub paused: Option<String>,
     /// True once a lease was taken and while it is held.
     pub leased: bool,
 }
@@ -116,8 +119,6 @@ pub enum EndReason {
     Killed,
     /// Powered off from inside.
     PoweredOff,
-    /// Rebooted from inside; the daemon starts it again.
-    Rebooted,
     /// The lease ended.
     LeaseEnded,
     /// The VMM or the boot failed.

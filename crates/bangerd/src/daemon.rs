@@ -513,7 +513,7 @@ impl Daemon {
             id: row.id.clone(),
             name: row.name.clone(),
             state: row.state,
-            error: row.error.clone(),
+            error: status.as_ref().and_then(|status| status.paused.clone()).or_else(|| row.error.clone()),
             image: row.image.clone(),
             kernel: row.kernel.clone(),
             vcpu: row.vcpu,

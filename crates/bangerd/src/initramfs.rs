@@ -3,25 +3,38 @@
 
 use anyhow::Context as _;
 use sha2::{Digest as _, Sha256};
+use std::collections::HashMap;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 const AGENT: &[u8] = include_bytes!(env!("BANGER_AGENT"));
+
+/// What an emulated PC needs to find its drives, its network and the agent's port, where the kernel hasn't built it in.
+/// Loading a module takes the emulator up to 0.1 s, so nothing is loaded to spare.
+const MODULES: [&str; 6] = ["virtio_pci", "virtio_console", "virtio_blk", "virtio_net", "overlay", "ext4"];
+const PREFIX: &str = "initramfs-";
 
 /// Returns the initramfs of a kernel directory for this build's agent, made when it isn't there yet.
 ///
 /// # Errors
 /// When the kernel's modules can't be read or the file can't be written.
 pub(crate) fn ensure(kernel: &Path) -> anyhow::Result<PathBuf> {
-    let digest = Sha256::digest(AGENT);
+    let digest = Sha256::new().chain_update(AGENT).chain_update(MODULES.join(" ")).finalize();
     let name: String = digest[..8].iter().map(|byte| format!("{byte:02x}")).collect();
-    let path = kernel.join(format!("initramfs-{name}.cpio"));
+    let path = kernel.join(format!("{PREFIX}{name}.cpio"));
     if path.exists() {
         return Ok(path);
     }
+    // Those of earlier builds; a VMM reads its own once, when it starts.
+    for entry in std::fs::read_dir(kernel).context("look for earlier initramfs files")?.flatten() {
+        if entry.file_name().to_string_lossy().starts_with(PREFIX) {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
     let boot = kernel.join("boot");
-    let list =
+    let known =
         std::fs::read_to_string(boot.join("modules.list")).context("read the kernel's boot modules")?;
+    let list = load_order(&known, &MODULES);
     let mut cpio = Cpio::default();
     for dir in ["dev", "proc", "sys", "modules"] {
         cpio.entry(dir, 0o040_755, &[]);
@@ -39,6 +52,18 @@ pub(crate) fn ensure(kernel: &Path) -> anyhow::Result<PathBuf> {
     std::fs::set_permissions(file.path(), std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
     file.persist(&path).context("write the initramfs")?;
     Ok(path)
+}
+
+/// Returns the files to load for `wanted`, one a line, from lines of a module and the files it needs in order.
+fn load_order(known: &str, wanted: &[&str]) -> String {
+    let needs: HashMap<&str, &str> = known.lines().filter_map(|line| line.split_once(':')).collect();
+    let mut files: Vec<&str> = Vec::new();
+    for file in wanted.iter().flat_map(|name| needs.get(name).copied().unwrap_or("").split_whitespace()) {
+        if !files.contains(&file) {
+            files.push(file);
+        }
+    }
+    files.iter().map(|file| format!("{file}\n")).collect()
 }
 
 #[derive(Default)]
@@ -62,5 +87,14 @@ impl Cpio {
 
     fn pad(&mut self) {
         self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn shared_needs_are_loaded_once_and_first() {
+        let known = "virtio_pci:\nvirtio_blk: virtio_blk.ko\na: c.ko a.ko\nb: c.ko b.ko\n";
+        assert_eq!(super::load_order(known, &["virtio_pci", "b", "a", "none"]), "c.ko\nb.ko\na.ko\n");
     }
 }

@@ -15,7 +15,7 @@ use banger_wire::error::{ErrorCode, WireError};
 use banger_wire::exec::{ExecSpec, ExitStatus};
 use banger_wire::names::VmId;
 use banger_wire::size::Mebibytes;
-use banger_wire::vm::{Phase, VmEvent, VmRequest};
+use banger_wire::vm::{Phase, VmEvent, VmRequest, VmStatus};
 use std::path::Path;
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -164,19 +164,12 @@ impl Daemon {
         let guard = KillOnDrop { dir: dir.clone() };
         let mut connection = vmsock::start(&plan).await?;
         connection.request(VmRequest::Watch).await?;
-        loop {
-            match connection.event().await?.context("the vm ended while it booted")? {
-                VmEvent::State(status) => match status.phase {
-                    Phase::Ready | Phase::InitReady => break,
-                    Phase::Failed { stage, cause } => bail!("{stage}: {cause}"),
-                    _ => {}
-                },
-                VmEvent::Ended(end) => bail!("{}", end.detail),
-                _ => {}
-            }
-        }
+        watch_build(&mut connection, true).await?;
         let argv = ["/bin/sh", "-c", image::configure_script()].map(Into::into).to_vec();
-        let (status, output) = vmsock::exec(&dir, ExecSpec { argv, ..ExecSpec::default() }).await?;
+        let (status, output) = tokio::select! {
+            ran = vmsock::exec(&dir, ExecSpec { argv, ..ExecSpec::default() }) => ran?,
+            ended = watch_build(&mut connection, false) => return ended,
+        };
         if status != ExitStatus::Code(0) {
             let tail: Vec<&str> = output.lines().rev().take(5).collect();
             let tail: Vec<String> =
@@ -205,6 +198,25 @@ impl Daemon {
         let mut bits = [0; 8];
         bits.copy_from_slice(&entropy()?[..8]);
         Ok(VmId::from_bits(u64::from_le_bytes(bits)))
+    }
+}
+
+/// Follows a vm that builds: until sessions can be opened, or for as long as nothing goes wrong.
+///
+/// # Errors
+/// When it ends, fails to boot, or has no room.
+async fn watch_build(connection: &mut vmsock::Connection, until_ready: bool) -> anyhow::Result<()> {
+    loop {
+        match connection.event().await?.context("the vm has ended")? {
+            VmEvent::State(VmStatus { paused: Some(paused), .. }) => bail!("{paused}"),
+            VmEvent::State(status) => match status.phase {
+                Phase::Ready | Phase::InitReady if until_ready => return Ok(()),
+                Phase::Failed { stage, cause } => bail!("{stage}: {cause}"),
+                _ => {}
+            },
+            VmEvent::Ended(end) => bail!("{}", end.detail),
+            _ => {}
+        }
     }
 }
 

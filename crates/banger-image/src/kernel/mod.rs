@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! vmlinux        the plain kernel
-//! boot/          modules the initramfs needs, unpacked, and modules.list: their file names in load order
+//! boot/          modules an initramfs may need, unpacked, and modules.list: what each needs, in load order
 //! modules.ext4   the whole module tree, mounted read-only at /lib/modules/<release> in guests
 //! kernel.json    what this is and where it came from
 //! ```
@@ -336,12 +336,16 @@ fn write_boot_modules(
 ) -> Result<(), KernelError> {
     let boot = out.dir.join("boot");
     fs::create_dir(&boot).map_err(|err| out.error("boot", err))?;
-    let mut list = String::new();
     for module in tree.load_order(&BOOT_MODULES)? {
-        let file = format!("{}.ko", module.name);
         let packed = contents.tree.get(&module.path).map_or(&[][..], Vec::as_slice);
-        out.write(&format!("boot/{file}"), &module::unpack(&module.path, packed)?)?;
-        list.push_str(&file);
+        out.write(&format!("boot/{}.ko", module.name), &module::unpack(&module.path, packed)?)?;
+    }
+    let mut list = String::new();
+    for wanted in BOOT_MODULES {
+        list.push_str(&format!("{wanted}:"));
+        for module in tree.load_order(&[wanted])? {
+            list.push_str(&format!(" {}.ko", module.name));
+        }
         list.push('\n');
     }
     out.write("boot/modules.list", list.as_bytes())

@@ -8,6 +8,9 @@ use std::path::{Path, PathBuf};
 /// The file never grows beyond this; the older half then goes.
 const LEN_MAX: u64 = 1 << 20;
 
+/// How much of the end is searched: a panic prints 4 KiB after its first line.
+const TAIL_LEN: u64 = 16 * 1024;
+
 /// The file of one vm's console, begun anew at every start.
 #[derive(Debug)]
 pub(crate) struct Console {
@@ -45,11 +48,16 @@ impl Console {
 
     /// Returns the last line that has something in it, made printable.
     pub(crate) fn last_line(&self) -> Option<String> {
-        let mut tail = vec![0; self.len.min(4096) as usize];
+        self.last_line_with("")
+    }
+
+    /// Returns the last line with `words` in it, made printable. Looks at the end of the console only.
+    pub(crate) fn last_line_with(&self, words: &str) -> Option<String> {
+        let mut tail = vec![0; self.len.min(TAIL_LEN) as usize];
         let from = self.len - tail.len() as u64;
         self.file.read_exact_at(&mut tail, from).ok()?;
         let text = String::from_utf8_lossy(&tail);
-        let line = text.lines().rev().find(|line| !line.trim().is_empty())?;
+        let line = text.lines().rev().find(|line| !line.trim().is_empty() && line.contains(words))?;
         Some(line.trim().escape_debug().take(200).collect())
     }
 }

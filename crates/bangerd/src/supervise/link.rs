@@ -112,7 +112,7 @@ impl Link {
 }
 
 /// The VMM makes its socket some milliseconds after it was started and tells nobody.
-async fn connect(path: &Path) -> std::io::Result<UnixStream> {
+pub(crate) async fn connect(path: &Path) -> std::io::Result<UnixStream> {
     let deadline = tokio::time::Instant::now() + CONNECT_WAIT;
     loop {
         match UnixStream::connect(path).await {

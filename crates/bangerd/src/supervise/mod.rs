@@ -13,6 +13,7 @@ mod client;
 mod console;
 mod link;
 mod machine;
+mod monitor;
 mod root;
 mod vm;
 

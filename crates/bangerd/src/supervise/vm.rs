@@ -3,9 +3,11 @@
 use super::console::Console;
 use super::link::Link;
 use super::machine::Vmm;
+use super::monitor::Monitor;
 use super::{client, root};
 use crate::plan::{CONSOLE_FILE, SOCKET_FILE, VmPlan};
 use anyhow::Context as _;
+use banger_vmm::qmp::Event;
 use banger_wire::guest::{GuestMessage, HEARTBEAT_MS, HostMessage, Timing};
 use banger_wire::vm::{EndReason, Phase, VmEnd, VmStatus};
 use std::cell::RefCell;
@@ -18,8 +20,13 @@ use tokio::sync::{mpsc, watch};
 
 /// A boot with no word from console or agent for this long is started again; nothing can have been written yet.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
+/// How a kernel begins to say that it can't go on.
+const PANIC: &str = "Kernel panic";
 /// How often that is tried.
 const RESTARTS_MAX: u32 = 3;
+
+/// How often a vm that waits for room on the host's disk tries again.
+const RESUME_EVERY: Duration = Duration::from_secs(5);
 
 /// What clients want of the vm.
 #[derive(Debug)]
@@ -41,7 +48,10 @@ pub(crate) struct Shared {
 /// Why a VMM's time was over.
 enum Outcome {
     End(VmEnd),
+    /// Nothing was heard of the boot.
     Silent,
+    /// The guest rebooted.
+    Again,
 }
 
 /// Boots the vm and stays until it has ended.
@@ -55,6 +65,7 @@ pub(crate) async fn run(plan: &VmPlan) -> anyhow::Result<VmEnd> {
         timings: Vec::new(),
         watchdog_restarts: 0,
         network_warning: None,
+        paused: None,
         leased: false,
     };
     let shared = Rc::new(Shared {
@@ -68,11 +79,20 @@ pub(crate) async fn run(plan: &VmPlan) -> anyhow::Result<VmEnd> {
     let _ = std::fs::remove_file(&socket);
     let listener = UnixListener::bind(&socket).context("listen on the vm's socket")?;
     tokio::task::spawn_local(client::serve(listener, shared.clone()));
-    let mut life = Life { plan, shared: shared.clone(), started, stop_reason: None, going_down: None };
+    let mut life = Life { plan, shared: shared.clone(), started, stop_reason: None };
     let end = loop {
         match life.boot(&mut order_queue).await? {
             Outcome::End(end) => break end,
             Outcome::Silent => shared.status.send_modify(|status| status.watchdog_restarts += 1),
+            Outcome::Again => {
+                life.started = Instant::now();
+                shared.status.send_modify(|status| {
+                    status.phase = Phase::Preparing;
+                    status.hello = None;
+                    status.timings.clear();
+                    status.watchdog_restarts = 0;
+                });
+            }
         }
     };
     let _ = shared.end.send(Some(end.clone()));
@@ -86,8 +106,6 @@ struct Life<'a> {
     shared: Rc<Shared>,
     started: Instant,
     stop_reason: Option<EndReason>,
-    /// The guest said that it goes down; true for a reboot.
-    going_down: Option<bool>,
 }
 
 impl Life<'_> {
@@ -112,6 +130,9 @@ impl Life<'_> {
             let _ = reading.await;
             return Ok(Outcome::End(self.vmm_failed(&console.borrow())));
         };
+        let mut monitor = Monitor::connect(&launch.control_socket).await.context("control the VMM")?;
+        let mut resume_at = None;
+        let mut reset = false;
         let boot_deadline = self.started + Duration::from_millis(self.plan.boot_timeout_ms);
         let mut silence = tokio::time::Instant::now() + SILENCE_MAX;
         let mut spoken = false;
@@ -124,7 +145,23 @@ impl Life<'_> {
                 _ = &mut vmm.ended => {
                     let _ = reading.await;
                     *self.shared.link.borrow_mut() = None;
-                    return Ok(Outcome::End(self.ended(&console.borrow())));
+                    while let Some(event) = monitor.next().await {
+                        reset |= event == Event::Reset;
+                    }
+                    return Ok(self.ended(&console.borrow(), reset));
+                }
+                Some(event) = monitor.next() => match event {
+                    Event::NoSpace => {
+                        let text = "the host's disk is full; the vm goes on when there is room";
+                        self.shared.status.send_modify(|status| status.paused = Some(text.to_owned()));
+                        resume_at = Some(tokio::time::Instant::now() + RESUME_EVERY);
+                    }
+                    Event::Resumed => self.shared.status.send_modify(|status| status.paused = None),
+                    Event::Reset => reset = true,
+                },
+                () = sleep_until(resume_at), if resume_at.is_some() => {
+                    resume_at = None;
+                    monitor.resume().await;
                 }
                 changed = hears.changed(), if !spoken => {
                     // The console's own end shows as the VMM's.
@@ -188,7 +225,6 @@ impl Life<'_> {
             GuestMessage::InitReady if self.is_ready() => {
                 self.shared.status.send_modify(|status| status.phase = Phase::InitReady);
             }
-            GuestMessage::GoingDown { reboot } => self.going_down = Some(reboot),
             _ => {}
         }
     }
@@ -233,20 +269,22 @@ impl Life<'_> {
         VmEnd { reason: EndReason::Failed, detail: format!("the VMM ended at once: {last}") }
     }
 
-    /// How the vm ended, when its VMM has.
-    fn ended(&self, console: &Console) -> VmEnd {
-        let (reason, detail) = match (self.stop_reason, self.going_down) {
-            (Some(EndReason::Stopped), _) => (EndReason::Stopped, "stopped".to_owned()),
-            (Some(EndReason::LeaseEnded), _) => (EndReason::LeaseEnded, "its command ended".to_owned()),
-            (Some(reason), _) => (reason, "ended by force".to_owned()),
-            (None, Some(true)) => (EndReason::Rebooted, "rebooted from inside".to_owned()),
-            (None, _) if self.is_ready() => (EndReason::PoweredOff, "powered off from inside".to_owned()),
-            (None, _) => {
+    /// What comes after the VMM's end.
+    fn ended(&self, console: &Console, reset: bool) -> Outcome {
+        let end = |reason, detail: &str| Outcome::End(VmEnd { reason, detail: detail.to_owned() });
+        let panic = console.last_line_with(PANIC).filter(|_| reset);
+        match self.stop_reason {
+            Some(EndReason::Stopped) => end(EndReason::Stopped, "stopped"),
+            Some(EndReason::LeaseEnded) => end(EndReason::LeaseEnded, "its command ended"),
+            Some(reason) => end(reason, "ended by force"),
+            None if let Some(line) = panic => end(EndReason::Failed, &line),
+            None if self.is_ready() && reset => Outcome::Again,
+            None if self.is_ready() => end(EndReason::PoweredOff, "powered off from inside"),
+            None => {
                 let last = console.last_line().unwrap_or_else(|| "nothing".to_owned());
-                (EndReason::Failed, format!("the vm ended while it booted; last on the console: {last}"))
+                end(EndReason::Failed, &format!("the vm ended while it booted; last on the console: {last}"))
             }
-        };
-        VmEnd { reason, detail }
+        }
     }
 }
 

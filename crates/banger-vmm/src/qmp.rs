@@ -1,0 +1,85 @@
+//! QMP, the protocol QEMU is controlled by: one JSON object a line, answers and events mixed.
+//!
+//! Only what the supervisor acts on is understood. Source: QEMU's `qapi/` schemas.
+
+use serde::Deserialize;
+
+/// Longest line accepted; events are a few hundred bytes.
+pub const LINE_LEN_MAX: usize = 64 * 1024;
+/// Ends the negotiation; nothing else is answered before it.
+pub const CAPABILITIES: &str = r#"{"execute":"qmp_capabilities"}"#;
+/// Lets a stopped machine go on.
+pub const CONTINUE: &str = r#"{"execute":"cont"}"#;
+
+/// What a machine tells of itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Event {
+    /// A disk could not be written because the host has no room; the machine stands still and loses nothing.
+    NoSpace,
+    /// The machine goes on.
+    Resumed,
+    /// The guest reset the machine: it wants to boot again, or its kernel panicked.
+    Reset,
+}
+
+#[derive(Deserialize)]
+struct Line {
+    event: Option<String>,
+    #[serde(default)]
+    data: Data,
+}
+
+#[derive(Deserialize, Default)]
+struct Data {
+    action: Option<String>,
+    #[serde(default)]
+    nospace: bool,
+    reason: Option<String>,
+}
+
+/// Returns the event a line is, when it is one that matters.
+#[must_use]
+pub fn parse(line: &[u8]) -> Option<Event> {
+    let Line { event, data } = serde_json::from_slice(line).ok()?;
+    match event?.as_str() {
+        "BLOCK_IO_ERROR" if data.nospace && data.action.as_deref() == Some("stop") => Some(Event::NoSpace),
+        "RESUME" => Some(Event::Resumed),
+        "SHUTDOWN" if data.reason.as_deref() == Some("guest-reset") => Some(Event::Reset),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Event, parse};
+
+    #[test]
+    fn lines_of_a_real_qemu() {
+        for (line, event) in [
+            (
+                r#"{"QMP": {"version": {"qemu": {"micro": 22, "minor": 2, "major": 7}}, "capabilities": ["oob"]}}"#,
+                None,
+            ),
+            (r#"{"return": {}}"#, None),
+            (r#"{"error": {"class": "GenericError", "desc": "no"}}"#, None),
+            (
+                r#"{"timestamp": {"seconds": 1, "microseconds": 2}, "event": "BLOCK_IO_ERROR", "data": {"device": "drive1", "nospace": true, "node-name": "x", "reason": "No space left on device", "operation": "write", "action": "stop"}}"#,
+                Some(Event::NoSpace),
+            ),
+            (
+                r#"{"event": "BLOCK_IO_ERROR", "data": {"device": "drive1", "nospace": false, "operation": "read", "action": "report"}}"#,
+                None,
+            ),
+            (r#"{"timestamp": {"seconds": 1, "microseconds": 2}, "event": "RESUME"}"#, Some(Event::Resumed)),
+            (
+                r#"{"event": "SHUTDOWN", "data": {"guest": true, "reason": "guest-reset"}}"#,
+                Some(Event::Reset),
+            ),
+            (r#"{"event": "SHUTDOWN", "data": {"guest": true, "reason": "guest-shutdown"}}"#, None),
+            ("", None),
+            ("[1]", None),
+        ] {
+            assert_eq!(parse(line.as_bytes()), event, "{line}");
+        }
+    }
+}

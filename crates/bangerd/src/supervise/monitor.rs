@@ -1,0 +1,60 @@
+//! The VMM's control socket.
+
+use super::link;
+use banger_vmm::qmp::{self, Event};
+use std::io;
+use std::path::Path;
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::mpsc;
+
+/// Events that wait for the supervisor; the VMM waits when there are more.
+const QUEUE_LEN: usize = 16;
+
+/// A connection to the VMM.
+#[derive(Debug)]
+pub(crate) struct Monitor {
+    writer: OwnedWriteHalf,
+    events: mpsc::Receiver<Event>,
+}
+
+impl Monitor {
+    /// Connects and takes part in the negotiation.
+    pub(crate) async fn connect(path: &Path) -> io::Result<Self> {
+        let (read, mut writer) = link::connect(path).await?.into_split();
+        let (tell, events) = mpsc::channel(QUEUE_LEN);
+        tokio::task::spawn_local(read_events(read, tell));
+        writer.write_all(format!("{}\n", qmp::CAPABILITIES).as_bytes()).await?;
+        Ok(Self { writer, events })
+    }
+
+    /// Returns the next event; none when the VMM has closed the connection.
+    pub(crate) async fn next(&mut self) -> Option<Event> {
+        self.events.recv().await
+    }
+
+    /// Lets the machine go on.
+    pub(crate) async fn resume(&mut self) {
+        // A VMM that is gone is noticed by its process.
+        let _ = self.writer.write_all(format!("{}\n", qmp::CONTINUE).as_bytes()).await;
+    }
+}
+
+async fn read_events(read: OwnedReadHalf, tell: mpsc::Sender<Event>) {
+    let mut read = BufReader::new(read);
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        let limit = qmp::LINE_LEN_MAX as u64;
+        match (&mut read).take(limit).read_until(b'\n', &mut line).await {
+            Ok(0) | Err(_) => return,
+            Ok(_) if !line.ends_with(b"\n") => return,
+            Ok(_) => {}
+        }
+        if let Some(event) = qmp::parse(&line)
+            && tell.send(event).await.is_err()
+        {
+            return;
+        }
+    }
+}

@@ -6,5 +6,7 @@
 pub mod debian;
 pub mod ext4;
 pub mod kernel;
+mod partial;
 pub mod progress;
 pub mod rootfs;
+pub mod tar;

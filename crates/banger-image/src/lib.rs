@@ -6,6 +6,7 @@
 pub mod debian;
 pub mod ext4;
 pub mod kernel;
+pub mod oci;
 mod partial;
 pub mod progress;
 pub mod rootfs;

@@ -16,6 +16,8 @@ use crate::ext4::{Meta, Node};
 use crate::rootfs::{RootfsBuilder, RootfsError, RootfsSummary};
 use crate::tar::{Entry, Kind, TarError, TarReader, clean_path};
 
+/// Device numbers have 12 and 20 bits.
+const DEVICE_MAX: (u32, u32) = (0xfff, 0xf_ffff);
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 /// What an old storage driver of docker kept for itself.
@@ -77,6 +79,9 @@ pub enum EntryError {
     /// Its header.
     #[error("{0}")]
     Header(&'static str),
+    /// Its device number.
+    #[error("its device number {0}:{1} is larger than Linux has")]
+    Device(u32, u32),
     /// Its name begins like a whiteout and is none.
     #[error("its name is reserved for whiteouts")]
     Whiteout,
@@ -188,6 +193,9 @@ fn place(rootfs: &mut RootfsBuilder, entry: &mut Entry, data: &mut dyn Read) -> 
 
 fn put(rootfs: &mut RootfsBuilder, entry: &Entry, meta: Meta, data: &mut dyn Read) -> Result<(), EntryError> {
     let path = &entry.path;
+    if entry.device.0 > DEVICE_MAX.0 || entry.device.1 > DEVICE_MAX.1 {
+        return Err(EntryError::Device(entry.device.0, entry.device.1));
+    }
     let node = match entry.kind {
         Kind::File => {
             rootfs.write_data(path, entry.size, &[(0, entry.size)], data).map_err(EntryError::Rootfs)?

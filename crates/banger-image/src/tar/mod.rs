@@ -243,7 +243,7 @@ impl<R: Read> Read for TarReader<R> {
         }
         let got = self.inner.read(&mut buffer[..want])?;
         if got == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the archive is truncated"));
         }
         self.remaining -= got as u64;
         Ok(got)

@@ -9,6 +9,8 @@
 
 mod archive;
 mod layers;
+mod model;
 mod pull;
 mod readback;
 mod registry;
+mod umoci;

@@ -6,5 +6,8 @@
 pub mod debian;
 pub mod ext4;
 pub mod kernel;
+pub mod oci;
+mod partial;
 pub mod progress;
 pub mod rootfs;
+pub mod tar;

@@ -4,7 +4,7 @@
 //! its files, nothing outside the image is ever touched. What can't be resolved is an error that names the path.
 
 use crate::debian::tree::{Attributes, Special, Tree};
-use crate::ext4::{Ino, Meta, Node, Writer, WriterError};
+use crate::ext4::{Ino, Meta, Node, Writer, WriterError, check_xattrs};
 use sha2::{Digest as _, Sha256};
 use std::collections::VecDeque;
 use std::io::{self, Read};
@@ -12,6 +12,8 @@ use std::path::Path;
 
 /// Symbolic links followed in one path, as in Linux.
 const LINKS_FOLLOWED_MAX: usize = 40;
+/// Components looked up for one path, links included; otherwise forty long links make one path cost a day.
+const STEPS_MAX: usize = 4096;
 /// Bytes of one component, as in Linux.
 const NAME_LEN_MAX: usize = 255;
 /// Bytes of a link's target, as in Linux.
@@ -38,6 +40,9 @@ pub enum RootfsError {
         /// What it should be another name of.
         target: Vec<u8>,
     },
+    /// A target no symbolic link can have.
+    #[error("`{}` is a symbolic link to nothing, or to more than a path can be", .0.escape_ascii())]
+    Symlink(Vec<u8>),
     /// Too many entries.
     #[error("more than {ENTRIES_MAX} entries")]
     Entries,
@@ -131,8 +136,12 @@ impl RootfsBuilder {
     /// Follows components to a directory. None is a loop or a way through a file.
     fn walk(&self, mut todo: VecDeque<Vec<u8>>) -> Option<Walk> {
         let mut stack = vec![self.writer.root()];
-        let mut links = 0;
+        let (mut links, mut steps) = (0, 0);
         while let Some(part) = todo.pop_front() {
+            steps += 1;
+            if steps > STEPS_MAX {
+                return None;
+            }
             let at = *stack.last()?;
             match part.as_slice() {
                 b"" | b"." => continue,
@@ -192,7 +201,61 @@ impl RootfsBuilder {
         }
     }
 
-    fn put(&mut self, path: &[u8], meta: Meta, node: Node) -> Result<(), RootfsError> {
+    /// Begins a layer: what is there now is older than what comes.
+    pub(crate) fn begin_layer(&mut self) {
+        self.writer.begin_layer();
+    }
+
+    /// Writes the data of a file, which `put` then gives a name.
+    pub(crate) fn write_data(
+        &mut self,
+        path: &[u8],
+        size: u64,
+        pieces: &[(u64, u64)],
+        data: &mut dyn Read,
+    ) -> Result<Node, RootfsError> {
+        let written = self.writer.write_sparse(size, pieces, data);
+        written.map_err(|source| RootfsError::Write { path: path.to_vec(), source })
+    }
+
+    /// Removes what older layers have under a path. What leads nowhere has nothing to remove.
+    pub(crate) fn remove_older(&mut self, path: &[u8]) {
+        if let Some((directory, name)) = self.existing_parent(path) {
+            self.writer.remove_older(directory, &name);
+        }
+    }
+
+    /// Removes what older layers have in a directory.
+    pub(crate) fn empty_older(&mut self, path: &[u8]) {
+        let parts = path.split(|byte| *byte == b'/').map(<[u8]>::to_vec).collect();
+        if let Some(Walk::Found(directory)) = self.walk(parts) {
+            self.writer.empty_older(directory);
+        }
+    }
+
+    /// Gives what is under one path another name. The last component is not followed, as `link` doesn't.
+    pub(crate) fn link(&mut self, path: &[u8], existing: &[u8]) -> Result<(), RootfsError> {
+        let found = self.existing_parent(existing).and_then(|(directory, name)| {
+            let ino = self.writer.lookup(directory, &name)?;
+            (!matches!(self.writer.node(ino)?, Node::Directory(_))).then_some(ino)
+        });
+        let missing = || RootfsError::Target { path: path.to_vec(), target: existing.to_vec() };
+        let ino = found.ok_or_else(missing)?;
+        let (directory, name) = self.place(path)?;
+        let linked = self.writer.link(directory, &name, ino);
+        linked.map_err(|source| RootfsError::Write { path: path.to_vec(), source })
+    }
+
+    /// Puts something under a path, replacing what had it.
+    pub(crate) fn put(&mut self, path: &[u8], meta: Meta, node: Node) -> Result<(), RootfsError> {
+        let write = |source| RootfsError::Write { path: path.to_vec(), source };
+        if !meta.xattrs.is_empty() {
+            check_xattrs(&meta.xattrs).map_err(write)?;
+        }
+        if matches!(&node, Node::Symlink(to) if to.is_empty() || to.len() > TARGET_LEN_MAX || to.contains(&0))
+        {
+            return Err(RootfsError::Symlink(path.to_vec()));
+        }
         let is_root = path.iter().all(|byte| matches!(byte, b'/' | b'.')) && !path.starts_with(b"..");
         if is_root && matches!(node, Node::Directory(_)) {
             self.writer.set_meta(self.writer.root(), meta);
@@ -233,22 +296,11 @@ impl Tree for RootfsBuilder {
     }
 
     fn symlink(&mut self, path: &[u8], target: &[u8], attributes: &Attributes) -> io::Result<()> {
-        if target.is_empty() || target.len() > TARGET_LEN_MAX || target.contains(&0) {
-            return Err(io::Error::other(RootfsError::Path(target.to_vec())));
-        }
         self.put(path, meta(attributes), Node::Symlink(target.to_vec())).map_err(io::Error::other)
     }
 
     fn hard_link(&mut self, path: &[u8], existing: &[u8]) -> io::Result<()> {
-        let missing = || RootfsError::Target { path: path.to_vec(), target: existing.to_vec() };
-        let found = self.existing_parent(existing).and_then(|(directory, name)| {
-            let ino = self.writer.lookup(directory, &name)?;
-            (!matches!(self.writer.node(ino)?, Node::Directory(_))).then_some(ino)
-        });
-        let ino = found.ok_or_else(missing).map_err(io::Error::other)?;
-        let (directory, name) = self.place(path).map_err(io::Error::other)?;
-        let linked = self.writer.link(directory, &name, ino);
-        linked.map_err(|source| io::Error::other(RootfsError::Write { path: path.to_vec(), source }))
+        self.link(path, existing).map_err(io::Error::other)
     }
 
     fn special(&mut self, path: &[u8], special: Special, attributes: &Attributes) -> io::Result<()> {

@@ -13,7 +13,7 @@ use flate2::read::MultiGzDecoder;
 use lzma_rust2::XzReader;
 use thiserror::Error;
 
-use super::tar::{Kind, TarError, TarReader};
+use crate::tar::{Kind, TarError, TarReader};
 
 const AR_MAGIC: &[u8; 8] = b"!<arch>\n";
 const AR_HEADER: usize = 60;
@@ -264,8 +264,8 @@ pub(crate) mod tests {
 
     use proptest::prelude::*;
 
-    use super::super::tar::tests::{end, entry};
     use super::*;
+    use crate::tar::tests::{end, entry};
 
     fn ar_member(name: &str, data: &[u8]) -> Vec<u8> {
         let mut out =

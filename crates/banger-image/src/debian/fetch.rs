@@ -4,7 +4,7 @@
 //! A cached file is hashed again before it is used. Interrupted downloads are continued, also by the next process.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,11 +12,10 @@ use std::time::Duration;
 
 use reqwest::StatusCode;
 use reqwest::header::{CONTENT_RANGE, RANGE};
-use rustix::fs::{FlockOperation, flock};
-use sha2::{Digest, Sha256};
 use thiserror::Error;
 use tokio::task::JoinSet;
 
+use crate::partial::{Partial, hash_file};
 use crate::progress::{Progress, Sink};
 
 /// Downloads at a time: enough to hide round trips, few enough for a polite client.
@@ -202,18 +201,18 @@ impl Fetcher {
         let mut part = Partial::open(&self.cache.join("partial"), &file.sha256).map_err(cache)?;
         let mut attempt = 1;
         loop {
-            let start = part.length;
+            let start = part.length();
             let resumed = start > 0;
             done.fetch_add(start, Ordering::Relaxed);
             match self.fetch_once(file, &mut part, done).await {
                 Ok(()) => break,
                 // What an earlier process left may be damaged: that alone is no reason to accuse the mirror.
                 Err(FetchError::Digest { .. } | FetchError::Size { .. }) if resumed => {
-                    done.fetch_sub(part.length, Ordering::Relaxed);
+                    done.fetch_sub(part.length(), Ordering::Relaxed);
                     part.restart().map_err(cache)?;
                 }
                 Err(err) if is_transient(&err) && attempt < ATTEMPTS => {
-                    done.fetch_sub(part.length, Ordering::Relaxed);
+                    done.fetch_sub(part.length(), Ordering::Relaxed);
                     pause(&mut attempt).await;
                 }
                 Err(err) => {
@@ -247,36 +246,36 @@ impl Fetcher {
     ) -> Result<(), FetchError> {
         let url = || file.url.clone();
         let request = |source| FetchError::Request { url: file.url.clone(), source };
-        let path = part.path.clone();
+        let path = part.path().to_owned();
         let cache = |source| FetchError::Cache { path: path.clone(), source };
-        if part.length > file.size {
+        if part.length() > file.size {
             return Err(FetchError::Size { url: url(), expected: file.size });
         }
-        if part.length < file.size {
+        if part.length() < file.size {
             let mut get = self.client.get(&file.url);
-            if part.length > 0 {
-                get = get.header(RANGE, format!("bytes={}-", part.length));
+            if part.length() > 0 {
+                get = get.header(RANGE, format!("bytes={}-", part.length()));
             }
             let mut response = get.send().await.map_err(request)?;
             if !response.status().is_success() {
                 return Err(FetchError::Status { url: url(), status: response.status() });
             }
-            if part.length > 0 && !continues_at(&response, part.length) {
-                done.fetch_sub(part.length, Ordering::Relaxed);
+            if part.length() > 0 && !continues_at(&response, part.length()) {
+                done.fetch_sub(part.length(), Ordering::Relaxed);
                 part.restart().map_err(cache)?;
             }
             while let Some(chunk) = response.chunk().await.map_err(request)? {
-                if part.length + chunk.len() as u64 > file.size {
+                if part.length() + chunk.len() as u64 > file.size {
                     return Err(FetchError::Size { url: url(), expected: file.size });
                 }
                 part.append(&chunk).map_err(cache)?;
                 done.fetch_add(chunk.len() as u64, Ordering::Relaxed);
             }
         }
-        if part.length != file.size {
+        if part.length() != file.size {
             return Err(FetchError::Size { url: url(), expected: file.size });
         }
-        let found = hex(part.hash.clone().finalize());
+        let found = part.digest();
         if found != file.sha256 {
             return Err(FetchError::Digest { url: url(), found, expected: file.sha256.clone() });
         }
@@ -303,106 +302,4 @@ fn is_transient(err: &FetchError) -> bool {
 async fn pause(attempt: &mut u32) {
     tokio::time::sleep(BACKOFF * 2u32.pow(*attempt - 1)).await;
     *attempt += 1;
-}
-
-/// A download on its way: the file, its length and the hash so far.
-#[derive(Debug)]
-struct Partial {
-    path: PathBuf,
-    file: File,
-    length: u64,
-    hash: Sha256,
-}
-
-impl Partial {
-    /// Opens the partial file of that digest, or a private one while another process writes it.
-    fn open(dir: &Path, sha256: &str) -> io::Result<Self> {
-        fs::create_dir_all(dir)?;
-        for n in 0u32.. {
-            let path = if n == 0 { dir.join(sha256) } else { dir.join(format!("{sha256}.{n}")) };
-            let file = File::options().read(true).write(true).create(true).truncate(false).open(&path)?;
-            if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
-                continue;
-            }
-            // Another process may have published this file between our open and our lock.
-            if !is_same_file(&file, &path) {
-                continue;
-            }
-            let mut part = Self { path, file, length: 0, hash: Sha256::new() };
-            part.rehash()?;
-            return Ok(part);
-        }
-        Err(io::ErrorKind::WouldBlock.into())
-    }
-
-    fn rehash(&mut self) -> io::Result<()> {
-        self.file.seek(SeekFrom::Start(0))?;
-        self.hash = Sha256::new();
-        self.length = io::copy(&mut self.file, &mut HashWriter(&mut self.hash))?;
-        Ok(())
-    }
-
-    fn restart(&mut self) -> io::Result<()> {
-        self.file.set_len(0)?;
-        self.rehash()
-    }
-
-    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.file.write_all(bytes)?;
-        self.hash.update(bytes);
-        self.length += bytes.len() as u64;
-        Ok(())
-    }
-
-    fn publish(self, path: &Path) -> io::Result<()> {
-        // No fsync: after a crash the hash decides whether the content is there.
-        fs::rename(&self.path, path)
-    }
-
-    fn discard(&self) {
-        // Best effort: a bad partial file that stays is found bad again.
-        let _ = fs::remove_file(&self.path);
-    }
-}
-
-fn is_same_file(file: &File, path: &Path) -> bool {
-    use std::os::unix::fs::MetadataExt;
-    match (file.metadata(), fs::metadata(path)) {
-        (Ok(a), Ok(b)) => (a.dev(), a.ino()) == (b.dev(), b.ino()),
-        _ => false,
-    }
-}
-
-struct HashWriter<'a>(&'a mut Sha256);
-
-impl Write for HashWriter<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.update(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-/// Hashes the rest of a reader.
-pub fn hash_file(reader: &mut dyn Read) -> io::Result<String> {
-    let mut hash = Sha256::new();
-    let mut buffer = vec![0; 256 << 10];
-    loop {
-        match reader.read(&mut buffer) {
-            Ok(0) => return Ok(hex(hash.finalize())),
-            Ok(n) => hash.update(&buffer[..n]),
-            Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
-            Err(err) => return Err(err),
-        }
-    }
-}
-
-/// Renders bytes in lower-case hex.
-pub fn hex(bytes: impl AsRef<[u8]>) -> String {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    let digit = |n: u8| char::from(DIGITS[usize::from(n)]);
-    bytes.as_ref().iter().flat_map(|b| [digit(b >> 4), digit(b & 15)]).collect()
 }

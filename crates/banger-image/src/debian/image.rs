@@ -15,11 +15,11 @@ use std::io::{self, Cursor, Read};
 use std::path::PathBuf;
 
 use super::archive::{Archive, ArchiveConfig, ArchiveError, Bases, RELEASE};
-use super::fetch::hex;
 use super::index::{Index, Package};
 use super::resolve::{ResolveError, resolve};
 use super::tree::{Attributes, Special, Tree};
 use super::unpack::{EXCLUDES, UnpackError, unpack};
+use crate::partial::hex;
 use crate::progress::{Progress, Sink};
 use sha2::{Digest, Sha256};
 use thiserror::Error;

@@ -15,7 +15,6 @@ pub mod mirror;
 mod pipeline;
 pub mod release;
 pub mod resolve;
-pub mod tar;
 pub mod tree;
 pub mod unpack;
 pub mod version;

@@ -178,8 +178,8 @@ mod tests {
     use std::fs;
 
     use super::super::deb::tests::build;
-    use super::super::tar::tests::entry;
     use super::*;
+    use crate::tar::tests::entry;
 
     #[derive(Debug, thiserror::Error)]
     enum TestError {

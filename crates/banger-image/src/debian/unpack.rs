@@ -14,12 +14,12 @@ use thiserror::Error;
 
 use super::control::Paragraph;
 use super::deb::{ControlFile, DebError};
-use super::fetch::hex;
 use super::index::Package;
 use super::pipeline::{self, Incoming};
-use super::tar::{Entry, Kind, TarError, TarReader, clean_path};
 use super::tree::{Attributes, Special, Tree};
+use crate::partial::hex;
 use crate::progress::{Progress, Sink};
+use crate::tar::{Entry, Kind, TarError, TarReader, clean_path};
 
 /// Directories of the root that are links into `/usr`.
 const MERGED: [&str; 4] = ["bin", "sbin", "lib", "lib64"];
@@ -275,6 +275,8 @@ impl<'a> Unpacker<'a> {
                 result
             }
             Kind::File => self.tree.file(path, &attributes, entry.size, data),
+            // dpkg has none either.
+            Kind::SparseFile => Err(io::ErrorKind::Unsupported.into()),
             Kind::HardLink => match clean_path(&entry.link) {
                 Ok(existing) => self.tree.hard_link(path, &merged(&existing)),
                 Err(_) => Err(io::ErrorKind::InvalidData.into()),

@@ -324,16 +324,17 @@ pub(super) struct RawXattr {
     value: Vec<u8>,
 }
 
-/// Turns names and values into the form on disk, sorted as ext4 wants them. None when a name has no such form.
-pub(super) fn raw_xattrs(xattrs: &[(Vec<u8>, Vec<u8>)]) -> Option<Vec<RawXattr>> {
+/// Turns names and values into the form on disk, sorted as ext4 wants them. The error is a name that has none.
+pub(super) fn raw_xattrs(xattrs: &[(Vec<u8>, Vec<u8>)]) -> Result<Vec<RawXattr>, Vec<u8>> {
     let mut raw = Vec::new();
     for (name, value) in xattrs {
-        let (index, rest) = xattr_name(name)?;
-        let value = if matches!(index, 2 | 3) { acl(value)? } else { value.clone() };
+        let (index, rest) = xattr_name(name).ok_or_else(|| name.clone())?;
+        let value =
+            if matches!(index, 2 | 3) { acl(value).ok_or_else(|| name.clone())? } else { value.clone() };
         raw.push(RawXattr { index, name: rest.to_vec(), value });
     }
     raw.sort_by(|a, b| (a.index, a.name.len(), &a.name).cmp(&(b.index, b.name.len(), &b.name)));
-    Some(raw)
+    Ok(raw)
 }
 
 /// Writes entries from the front of `area` and values from its back. None when they don't fit. `head` bytes before

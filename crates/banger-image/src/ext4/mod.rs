@@ -13,9 +13,11 @@
 //!
 //! Source of the format: the kernel's `Documentation/filesystems/ext4`.
 
+mod data;
 mod empty;
 mod format;
+mod layout;
 mod writer;
 
 pub use empty::format_empty;
-pub use writer::{Extent, Ino, Meta, Node, Writer, WriterError};
+pub use writer::{Extent, Ino, Meta, Node, Slot, Writer, WriterError, check_xattrs};

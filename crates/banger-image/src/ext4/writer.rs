@@ -1,20 +1,23 @@
 //! Inodes in memory, data on the disk.
 
+use super::data::Pieces;
 use super::format::{
-    self, BG_INODE_UNINIT, BG_INODE_ZEROED, BLOCK, BLOCK_LEN, EXTENT_BLOCKS_MAX, EXTENTS_INLINE,
-    EXTENTS_PER_BLOCK, FIRST_INO, FLAG_EXTENTS, GROUP_BLOCKS, Group, INODE_LEN, Leaf, ROOT_INO, RawInode,
-    Superblock,
+    self, BLOCK, BLOCK_LEN, EXTENT_BLOCKS_MAX, EXTENTS_INLINE, EXTENTS_PER_BLOCK, FIRST_INO, FLAG_EXTENTS,
+    Leaf, ROOT_INO, RawInode, Superblock,
 };
-use std::collections::BTreeMap;
+use super::layout::{InodeTable, Layout};
+use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
 /// First block of data. Before it, room for the descriptors of 4,000 groups: 500 GiB.
-const DATA_START: u64 = 64;
+pub(super) const DATA_START: u64 = 64;
 /// Bytes read at once.
 const CHUNK: usize = 1 << 20;
+/// Longest file: block numbers have 32 bits.
+const FILE_LEN_MAX: u64 = (u32::MAX as u64) * BLOCK;
 /// Hard links ext4 allows to a file.
 const LINKS_MAX: u32 = 65_000;
 
@@ -24,12 +27,20 @@ pub enum WriterError {
     /// The file can't be written, or the data can't be read.
     #[error("could not write the filesystem")]
     Io(#[from] io::Error),
-    /// More attributes than ext4 has room for, or one it has no name for.
-    #[error("extended attributes that ext4 can't hold")]
-    Xattrs,
+    /// An attribute that ext4 has no room or no form for.
+    #[error("extended attribute `{}` {reason}", .name.escape_ascii())]
+    Xattr {
+        /// The attribute's name.
+        name: Vec<u8>,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
     /// One hard link too many.
     #[error("more than {LINKS_MAX} hard links to one file")]
     Links,
+    /// A file that is too long, with its holes.
+    #[error("a file of {0} bytes, more than the 16 TiB ext4 allows")]
+    FileTooLarge(u64),
     /// More than the descriptors' reserve.
     #[error("a filesystem larger than 500 GiB")]
     TooLarge,
@@ -55,6 +66,14 @@ pub struct Extent {
     blocks: u32,
 }
 
+/// What a name in a directory stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Slot {
+    ino: Ino,
+    /// The layer that put it there.
+    layer: u32,
+}
+
 /// Owner, mode, time and attributes.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Meta {
@@ -74,7 +93,7 @@ pub struct Meta {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Node {
     /// A directory.
-    Directory(BTreeMap<Vec<u8>, Ino>),
+    Directory(BTreeMap<Vec<u8>, Slot>),
     /// A regular file.
     File {
         /// Its length in bytes.
@@ -106,7 +125,14 @@ pub struct Writer {
     next_block: u64,
     free: BTreeMap<u64, u64>,
     inodes: Vec<Option<Inode>>,
+    /// How many of them are left.
+    in_use: usize,
     chunk: Vec<u8>,
+    /// The last blocks before `next_block`, not yet written: many small files become one write.
+    pending: Vec<u8>,
+    layer: u32,
+    /// Directories in which nothing of an earlier layer is left.
+    emptied: HashSet<Ino>,
 }
 
 impl Writer {
@@ -126,7 +152,11 @@ impl Writer {
             next_block: DATA_START,
             free: BTreeMap::new(),
             inodes: vec![Some(root)],
+            in_use: 1,
             chunk: vec![0; CHUNK],
+            pending: Vec::with_capacity(CHUNK),
+            layer: 0,
+            emptied: HashSet::new(),
         })
     }
 
@@ -152,16 +182,26 @@ impl Writer {
     /// Looks a name up in a directory.
     #[must_use]
     pub fn lookup(&self, directory: Ino, name: &[u8]) -> Option<Ino> {
+        self.slot(directory, name).map(|slot| slot.ino)
+    }
+
+    fn slot(&self, directory: Ino, name: &[u8]) -> Option<Slot> {
         match self.node(directory)? {
             Node::Directory(entries) => entries.get(name).copied(),
             _ => None,
         }
     }
 
+    /// Begins a new layer: what is there now can be told from what comes.
+    pub fn begin_layer(&mut self) {
+        self.layer += 1;
+        self.emptied.clear();
+    }
+
     /// Returns the number of inodes in use.
     #[must_use]
     pub fn inode_count(&self) -> usize {
-        self.inodes.iter().flatten().count()
+        self.in_use
     }
 
     /// Writes data to its place and returns what a file needs to have it.
@@ -169,22 +209,39 @@ impl Writer {
     /// # Errors
     /// When `data` ends before `size` bytes, can't be read, or the disk can't be written.
     pub fn write_data(&mut self, size: u64, data: &mut dyn Read) -> Result<Node, WriterError> {
-        let mut extents: Vec<Extent> = Vec::new();
-        let mut done = 0;
-        let mut chunk = std::mem::take(&mut self.chunk);
-        while done < size {
-            let want = usize::try_from(size - done).unwrap_or(CHUNK).min(CHUNK);
-            let got = read_full(data, &mut chunk[..want])?;
-            if got < want {
-                return Err(WriterError::Size { expected: size, got: done + got as u64 });
-            }
-            let padded = want.next_multiple_of(BLOCK_LEN);
-            chunk[want..padded].fill(0);
-            self.write_blocks((done / BLOCK) as u32, &chunk[..padded], &mut extents)?;
-            done += want as u64;
+        self.write_sparse(size, &[(0, size)], data)
+    }
+
+    /// The same for a file with holes: `data` has the `(offset, length)` pieces one after another, which must be in order
+    /// and within the size.
+    ///
+    /// # Errors
+    /// As `write_data`, and when the file is too long.
+    pub fn write_sparse(
+        &mut self,
+        size: u64,
+        pieces: &[(u64, u64)],
+        data: &mut dyn Read,
+    ) -> Result<Node, WriterError> {
+        if size > FILE_LEN_MAX {
+            return Err(WriterError::FileTooLarge(size));
         }
+        let mut extents: Vec<Extent> = Vec::new();
+        let mut chunk = std::mem::take(&mut self.chunk);
+        let mut pieces = Pieces::new(size, pieces, data);
+        let result = loop {
+            match pieces.next_chunk(&mut chunk) {
+                Ok(None) => break Ok(()),
+                Ok(Some((logical, padded))) => {
+                    if let Err(err) = self.write_blocks(logical, &chunk[..padded], &mut extents) {
+                        break Err(err);
+                    }
+                }
+                Err(err) => break Err(err),
+            }
+        };
         self.chunk = chunk;
-        Ok(Node::File { size, extents })
+        result.map(|()| Node::File { size, extents })
     }
 
     /// Writes whole blocks, leaving out those that are zero.
@@ -203,8 +260,7 @@ impl Writer {
             let (now, later) = rest.split_at(run * BLOCK_LEN);
             if !first_zero {
                 let physical = self.next_block;
-                self.file.write_all_at(now, physical * BLOCK)?;
-                self.next_block += run as u64;
+                self.push(now)?;
                 match extents.last_mut() {
                     Some(last)
                         if last.logical + last.blocks == logical
@@ -221,17 +277,40 @@ impl Writer {
         Ok(())
     }
 
+    /// Puts whole blocks at the end.
+    fn push(&mut self, blocks: &[u8]) -> io::Result<()> {
+        if self.pending.len() + blocks.len() > CHUNK {
+            self.flush()?;
+        }
+        if blocks.len() >= CHUNK / 2 {
+            self.file.write_all_at(blocks, self.next_block * BLOCK)?;
+        } else {
+            self.pending.extend_from_slice(blocks);
+        }
+        self.next_block += (blocks.len() / BLOCK_LEN) as u64;
+        Ok(())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        let start = self.next_block * BLOCK - self.pending.len() as u64;
+        self.file.write_all_at(&self.pending, start)?;
+        self.pending.clear();
+        Ok(())
+    }
+
     /// Makes an inode under a name, replacing what had it. A directory that replaces a directory keeps its entries.
     pub fn add(&mut self, directory: Ino, name: &[u8], meta: Meta, node: Node) -> Ino {
         if let (Some(old), Node::Directory(_)) = (self.lookup(directory, name), &node)
             && matches!(self.node(old), Some(Node::Directory(_)))
         {
             self.set_meta(old, meta);
+            self.insert(directory, name, old);
             return old;
         }
         self.remove(directory, name);
         let ino = Ino(self.inodes.len() as u32);
         self.inodes.push(Some(Inode { meta, node, links: 1 }));
+        self.in_use += 1;
         self.insert(directory, name, ino);
         ino
     }
@@ -242,15 +321,16 @@ impl Writer {
     /// When it has too many already.
     pub fn link(&mut self, directory: Ino, name: &[u8], ino: Ino) -> Result<(), WriterError> {
         if self.lookup(directory, name) == Some(ino) {
+            self.insert(directory, name, ino);
             return Ok(());
         }
-        self.remove(directory, name);
         if let Some(Some(inode)) = self.inodes.get_mut(ino.0 as usize) {
             if inode.links >= LINKS_MAX {
                 return Err(WriterError::Links);
             }
             inode.links += 1;
         }
+        self.remove(directory, name);
         self.insert(directory, name, ino);
         Ok(())
     }
@@ -259,7 +339,7 @@ impl Writer {
         if let Some(Some(Inode { node: Node::Directory(entries), .. })) =
             self.inodes.get_mut(directory.0 as usize)
         {
-            entries.insert(name.to_vec(), ino);
+            entries.insert(name.to_vec(), Slot { ino, layer: self.layer });
         }
     }
 
@@ -270,7 +350,7 @@ impl Writer {
         else {
             return;
         };
-        let mut doomed: Vec<Ino> = entries.remove(name).into_iter().collect();
+        let mut doomed: Vec<Ino> = entries.remove(name).into_iter().map(|slot| slot.ino).collect();
         while let Some(ino) = doomed.pop() {
             let Some(slot) = self.inodes.get_mut(ino.0 as usize) else { continue };
             let Some(inode) = slot else { continue };
@@ -278,8 +358,9 @@ impl Writer {
             if inode.links > 0 {
                 continue;
             }
+            self.in_use -= 1;
             match slot.take().map(|inode| inode.node) {
-                Some(Node::Directory(entries)) => doomed.extend(entries.into_values()),
+                Some(Node::Directory(entries)) => doomed.extend(entries.into_values().map(|slot| slot.ino)),
                 Some(Node::File { extents, .. }) => {
                     for extent in extents {
                         self.free.insert(extent.physical, u64::from(extent.blocks));
@@ -287,6 +368,58 @@ impl Writer {
                 }
                 _ => {}
             }
+        }
+    }
+
+    /// Removes what earlier layers put under a name. What the current one put there stays, whatever came first.
+    pub fn remove_older(&mut self, directory: Ino, name: &[u8]) {
+        let Some(slot) = self.slot(directory, name) else { return };
+        if matches!(self.node(slot.ino), Some(Node::Directory(_))) {
+            self.empty_older(slot.ino);
+        }
+        self.settle(directory, name, slot);
+    }
+
+    /// Removes what earlier layers put into a directory.
+    pub fn empty_older(&mut self, directory: Ino) {
+        let (mut todo, mut order) = (vec![directory], Vec::new());
+        while let Some(at) = todo.pop() {
+            // Once is enough for a layer, however many whiteouts it has.
+            if !self.emptied.insert(at) {
+                continue;
+            }
+            order.push(at);
+            if let Some(Node::Directory(entries)) = self.node(at) {
+                todo.extend(
+                    entries.values().map(|slot| slot.ino).filter(|ino| is_directory(&self.inodes, *ino)),
+                );
+            }
+        }
+        // What is below was found later.
+        for at in order.into_iter().rev() {
+            let Some(Node::Directory(entries)) = self.node(at) else { continue };
+            let older: Vec<(Vec<u8>, Slot)> = entries
+                .iter()
+                .filter(|(_, slot)| slot.layer < self.layer)
+                .map(|(name, slot)| (name.clone(), *slot))
+                .collect();
+            for (name, slot) in older {
+                self.settle(at, &name, slot);
+            }
+        }
+    }
+
+    /// Removes a name of an earlier layer, unless it is a directory that the current layer put something into: then it is
+    /// as if that had made it.
+    fn settle(&mut self, directory: Ino, name: &[u8], slot: Slot) {
+        if slot.layer == self.layer {
+            return;
+        }
+        if matches!(self.node(slot.ino), Some(Node::Directory(entries)) if !entries.is_empty()) {
+            self.set_meta(slot.ino, Meta { mode: 0o755, ..Meta::default() });
+            self.insert(directory, name, slot.ino);
+        } else {
+            self.remove(directory, name);
         }
     }
 
@@ -304,12 +437,12 @@ impl Writer {
     /// # Errors
     /// When the disk can't be written or something does not fit into ext4.
     pub fn finish(mut self, uuid: [u8; 16], spare: u64) -> Result<u64, WriterError> {
-        self.punch()?;
         let seed = Superblock::seed(&uuid);
         let numbers = self.numbers();
-        let used_inodes = FIRST_INO - 1 + self.inode_count() as u32 - 1;
-        let raw = self.raw_inodes(&numbers, seed)?;
-        Layout::new(self.next_block, used_inodes, spare)?.write(&self, &raw, uuid, used_inodes)
+        let table = self.inode_table(&numbers, seed)?;
+        self.flush()?;
+        self.punch()?;
+        Layout::new(self.next_block, table.len(), spare)?.write(&self.file, &self.free, &table, uuid)
     }
 
     /// Gives the blocks of replaced files back to the host.
@@ -340,14 +473,10 @@ impl Writer {
         self.inodes.iter().enumerate().map(&mut number).collect()
     }
 
-    fn raw_inodes(
-        &mut self,
-        numbers: &[u32],
-        seed: u32,
-    ) -> Result<Vec<(u32, bool, [u8; INODE_LEN])>, WriterError> {
+    fn inode_table(&mut self, numbers: &[u32], seed: u32) -> Result<InodeTable, WriterError> {
         let parents = self.parents();
         let inodes = std::mem::take(&mut self.inodes);
-        let mut out = Vec::with_capacity(inodes.len());
+        let mut table = InodeTable::new(self.in_use - 1);
         for (index, inode) in inodes.iter().enumerate() {
             let Some(inode) = inode else { continue };
             let number = numbers[index];
@@ -364,7 +493,8 @@ impl Writer {
                     let below = self.write_directory(&inodes, entries, numbers, (number, parent), seed)?;
                     raw.size = below.1 * BLOCK;
                     self.map_extents(&mut raw, &below.0, number, seed)?;
-                    let subdirectories = entries.values().filter(|ino| is_directory(&inodes, **ino)).count();
+                    let subdirectories =
+                        entries.values().filter(|slot| is_directory(&inodes, slot.ino)).count();
                     // More than fits is written as one, which dir_nlink defines.
                     raw.links = u16::try_from(subdirectories + 2).ok().filter(|n| *n < 65_000).unwrap_or(1);
                     0x4000
@@ -396,9 +526,9 @@ impl Writer {
             };
             raw.mode = kind | (inode.meta.mode & 0o7777);
             self.attach_xattrs(&mut raw, &inode.meta.xattrs, seed)?;
-            out.push((number, kind == 0x4000, raw.encode(number, seed)));
+            table.set(number, kind == 0x4000, &raw.encode(number, seed));
         }
-        Ok(out)
+        Ok(table)
     }
 
     /// The directory each directory is in.
@@ -406,8 +536,8 @@ impl Writer {
         let mut parents = BTreeMap::new();
         for (index, inode) in self.inodes.iter().enumerate() {
             if let Some(Inode { node: Node::Directory(entries), .. }) = inode {
-                let below = entries.values().filter(|ino| is_directory(&self.inodes, **ino));
-                parents.extend(below.map(|ino| (ino.0, index as u32)));
+                let below = entries.values().filter(|slot| is_directory(&self.inodes, slot.ino));
+                parents.extend(below.map(|slot| (slot.ino.0, index as u32)));
             }
         }
         parents
@@ -416,13 +546,13 @@ impl Writer {
     fn write_directory(
         &mut self,
         inodes: &[Option<Inode>],
-        entries: &BTreeMap<Vec<u8>, Ino>,
+        entries: &BTreeMap<Vec<u8>, Slot>,
         numbers: &[u32],
         (number, parent): (u32, u32),
         seed: u32,
     ) -> Result<(Vec<Extent>, u64), WriterError> {
         let dots = [(&b"."[..], number, 2), (&b".."[..], parent, 2)];
-        let rest = entries.iter().map(|(name, ino)| {
+        let rest = entries.iter().map(|(name, Slot { ino, .. })| {
             let kind = match inodes[ino.0 as usize].as_ref().map(|inode| &inode.node) {
                 Some(Node::File { .. }) => 1,
                 Some(Node::Directory(_)) => 2,
@@ -443,8 +573,9 @@ impl Writer {
     fn append(&mut self, bytes: &[u8]) -> Result<Vec<Extent>, WriterError> {
         let blocks = bytes.len().div_ceil(BLOCK_LEN);
         let extent = Extent { logical: 0, physical: self.next_block, blocks: blocks as u32 };
-        self.file.write_all_at(bytes, self.next_block * BLOCK)?;
-        self.next_block += blocks as u64;
+        let mut padded = bytes.to_vec();
+        padded.resize(blocks * BLOCK_LEN, 0);
+        self.push(&padded)?;
         Ok(vec![extent])
     }
 
@@ -496,17 +627,37 @@ impl Writer {
         if xattrs.is_empty() {
             return Ok(());
         }
-        let entries = format::raw_xattrs(xattrs).ok_or(WriterError::Xattrs)?;
+        let entries = raw_xattrs(xattrs)?;
         if let Some(area) = format::xattrs_inline(&entries) {
             raw.xattrs = area;
             return Ok(());
         }
-        let block = format::xattrs_block(&entries, self.next_block, seed).ok_or(WriterError::Xattrs)?;
+        let block = format::xattrs_block(&entries, self.next_block, seed).ok_or_else(|| too_large(xattrs))?;
         raw.xattr_block = self.next_block;
         raw.blocks += 1;
         self.append(&block)?;
         Ok(())
     }
+}
+
+/// Says whether ext4 can hold these attributes, before anything is built on it.
+///
+/// # Errors
+/// The attribute that is in the way.
+pub fn check_xattrs(xattrs: &[(Vec<u8>, Vec<u8>)]) -> Result<(), WriterError> {
+    let entries = raw_xattrs(xattrs)?;
+    format::xattrs_block(&entries, 0, 0).map(drop).ok_or_else(|| too_large(xattrs))
+}
+
+fn raw_xattrs(xattrs: &[(Vec<u8>, Vec<u8>)]) -> Result<Vec<format::RawXattr>, WriterError> {
+    format::raw_xattrs(xattrs)
+        .map_err(|name| WriterError::Xattr { name, reason: "has no valid form in ext4" })
+}
+
+fn too_large(xattrs: &[(Vec<u8>, Vec<u8>)]) -> WriterError {
+    let largest = xattrs.iter().max_by_key(|(_, value)| value.len());
+    let name = largest.map(|(name, _)| name.clone()).unwrap_or_default();
+    WriterError::Xattr { name, reason: "is too large for ext4, which has 4 KiB for all of a file's" }
 }
 
 fn is_directory(inodes: &[Option<Inode>], ino: Ino) -> bool {
@@ -520,161 +671,4 @@ fn device(map: &mut [u8; 60], major: u32, minor: u32) {
     } else {
         format::put32(map, 4, (minor & 0xff) | (major << 8) | ((minor & !0xff) << 12));
     }
-}
-
-fn read_full(data: &mut dyn Read, mut buf: &mut [u8]) -> io::Result<usize> {
-    let mut got = 0;
-    while !buf.is_empty() {
-        match data.read(buf) {
-            Ok(0) => break,
-            Ok(len) => {
-                got += len;
-                buf = &mut buf[len..];
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(got)
-}
-
-/// Where the metadata goes.
-#[derive(Debug)]
-struct Layout {
-    blocks: u64,
-    groups: u32,
-    inodes_per_group: u32,
-    table_blocks: u64,
-    /// First block after the data; all inode tables, then all block bitmaps, then all inode bitmaps.
-    start: u64,
-    end: u64,
-}
-
-impl Layout {
-    fn new(data_end: u64, used_inodes: u32, spare: u64) -> Result<Self, WriterError> {
-        let inodes = u64::from(used_inodes) + spare.min(u64::from(u32::MAX / 4));
-        let mut groups = 1;
-        loop {
-            let per_group = inodes.div_ceil(groups).next_multiple_of(16);
-            let table_blocks = per_group * INODE_LEN as u64 / BLOCK;
-            let end = data_end + groups * (table_blocks + 2);
-            let blocks = end + spare;
-            // The bitmap of a group's inodes is one block, so there may have to be more groups than data needs.
-            let blocks = blocks.max((groups - 1) * GROUP_BLOCKS + 1);
-            let needed = blocks.div_ceil(GROUP_BLOCKS);
-            if needed > groups || per_group > GROUP_BLOCKS {
-                groups = needed.max(groups + 1);
-                continue;
-            }
-            if groups * format::DESC_LEN as u64 > (DATA_START - 1) * BLOCK {
-                return Err(WriterError::TooLarge);
-            }
-            return Ok(Self {
-                blocks,
-                groups: groups as u32,
-                inodes_per_group: per_group as u32,
-                table_blocks,
-                start: data_end,
-                end,
-            });
-        }
-    }
-
-    fn table(&self, group: u32) -> u64 {
-        self.start + u64::from(group) * self.table_blocks
-    }
-
-    fn block_bitmap(&self, group: u32) -> u64 {
-        self.table(self.groups) + u64::from(group)
-    }
-
-    fn inode_bitmap(&self, group: u32) -> u64 {
-        self.table(self.groups) + u64::from(self.groups) + u64::from(group)
-    }
-
-    fn write(
-        &self,
-        writer: &Writer,
-        inodes: &[(u32, bool, [u8; INODE_LEN])],
-        uuid: [u8; 16],
-        used_inodes: u32,
-    ) -> Result<u64, WriterError> {
-        let seed = Superblock::seed(&uuid);
-        let file = &writer.file;
-        file.set_len(self.blocks * BLOCK)?;
-        for (number, _, bytes) in inodes {
-            let (group, index) = ((number - 1) / self.inodes_per_group, (number - 1) % self.inodes_per_group);
-            file.write_all_at(bytes, self.table(group) * BLOCK + u64::from(index) * INODE_LEN as u64)?;
-        }
-        let mut free = writer.free.clone();
-        let descriptor_blocks = (u64::from(self.groups) * format::DESC_LEN as u64).div_ceil(BLOCK);
-        free.insert(1 + descriptor_blocks, DATA_START - 1 - descriptor_blocks);
-        let mut descriptors = Vec::new();
-        let (mut free_blocks, mut free_inodes) = (0u64, 0u32);
-        for number in 0..self.groups {
-            let mut group = Group {
-                block_bitmap: self.block_bitmap(number),
-                inode_bitmap: self.inode_bitmap(number),
-                inode_table: self.table(number),
-                flags: BG_INODE_ZEROED,
-                ..Group::default()
-            };
-            let bitmap = self.blocks_of(number, &free);
-            group.free_blocks = count_zeroes(&bitmap);
-            group.block_bitmap_sum = format::crc(seed, &bitmap);
-            file.write_all_at(&bitmap, group.block_bitmap * BLOCK)?;
-            let first = number * self.inodes_per_group;
-            let used = used_inodes.saturating_sub(first).min(self.inodes_per_group);
-            let mut bitmap = vec![0xff; BLOCK_LEN];
-            (used..self.inodes_per_group).for_each(|bit| bitmap[bit as usize / 8] &= !(1 << (bit % 8)));
-            group.free_inodes = self.inodes_per_group - used;
-            group.inodes_never_used = group.free_inodes;
-            if used == 0 {
-                group.flags |= BG_INODE_UNINIT;
-            }
-            group.directories = inodes
-                .iter()
-                .filter(|(ino, directory, _)| *directory && (ino - 1) / self.inodes_per_group == number)
-                .count() as u32;
-            group.inode_bitmap_sum = format::crc(seed, &bitmap[..self.inodes_per_group as usize / 8]);
-            file.write_all_at(&bitmap, group.inode_bitmap * BLOCK)?;
-            free_blocks += u64::from(group.free_blocks);
-            free_inodes += group.free_inodes;
-            descriptors.extend_from_slice(&group.encode(number, seed));
-        }
-        file.write_all_at(&descriptors, BLOCK)?;
-        let superblock = Superblock {
-            uuid,
-            blocks: self.blocks,
-            free_blocks,
-            inodes_per_group: self.inodes_per_group,
-            groups: self.groups,
-            free_inodes,
-            journal: None,
-            journal_size: 0,
-        };
-        file.write_all_at(&superblock.encode(), 1024)?;
-        file.sync_all()?;
-        Ok(self.blocks * BLOCK)
-    }
-
-    /// The bitmap of a group's blocks: everything up to the end of the metadata is used, except what was freed.
-    fn blocks_of(&self, group: u32, free: &BTreeMap<u64, u64>) -> Vec<u8> {
-        let first = u64::from(group) * GROUP_BLOCKS;
-        let last = first + GROUP_BLOCKS;
-        let mut bitmap = vec![0; BLOCK_LEN];
-        let mut set = |block: u64, value: bool| {
-            let bit = (block - first) as usize;
-            if value { bitmap[bit / 8] |= 1 << (bit % 8) } else { bitmap[bit / 8] &= !(1 << (bit % 8)) }
-        };
-        (first..last).filter(|block| *block < self.end || *block >= self.blocks).for_each(|b| set(b, true));
-        for (start, blocks) in free.range(..last) {
-            (*start.max(&first)..(start + blocks).min(last)).for_each(|block| set(block, false));
-        }
-        bitmap
-    }
-}
-
-fn count_zeroes(bitmap: &[u8]) -> u32 {
-    bitmap.iter().map(|byte| byte.count_zeros()).sum()
 }

@@ -28,12 +28,12 @@ use thiserror::Error;
 
 use crate::debian::archive::{Archive, ArchiveConfig, ArchiveError, architecture};
 use crate::debian::deb::{Deb, DebError};
-use crate::debian::fetch::{hash_file, hex};
 use crate::debian::index::{Index, Package};
-use crate::debian::tar::{Kind, TarError, TarReader};
 use crate::debian::tree::{Attributes, Tree as _};
+use crate::partial::{hash_file, hex};
 use crate::progress::{Progress, Sink};
 use crate::rootfs::{RootfsBuilder, RootfsError};
+use crate::tar::{Kind, TarError, TarReader};
 use depmod::{DepmodError, ModuleTree};
 use module::{Module, ModuleError};
 use vmlinux::VmlinuxError;

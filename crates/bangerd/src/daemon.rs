@@ -200,7 +200,7 @@ impl Daemon {
             vcpu,
             memory,
             disk_size,
-            pull_image: self.store.images()?.iter().all(|row| row.name != image),
+            pull_image: self.find_image(&image)?.is_none(),
             pull_kernel: self.store.kernels()?.iter().all(|row| row.name != kernel.as_str()),
             image,
             kernel,
@@ -280,9 +280,11 @@ impl Daemon {
         let dir = self.paths.vm(row.id.as_str());
         let kernel = self.paths.kernel(&row.kernel);
         let spec: VmSpec = serde_json::from_str(&row.spec).context("understand the stored request")?;
+        let image = self.find_image(&row.image)?.context("the vm's image is gone")?;
         let plan = plan::plan(Inputs {
             row,
             spec: &spec,
+            config: &image.config,
             dir: dir.clone(),
             image: self.paths.image(&row.image).join(ROOTFS_FILE),
             initramfs: initramfs::ensure(&kernel)?,

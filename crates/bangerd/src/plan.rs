@@ -4,6 +4,7 @@
 //! that dies between the two changes nothing.
 
 use crate::store::VmRow;
+use banger_image::oci::ImageConfig;
 use banger_vmm::{Drive, MachinePlan};
 use banger_wire::bytes::ByteString;
 use banger_wire::daemon::{NetMode, VmSpec};
@@ -72,6 +73,8 @@ const INSIDE: &str = "/boot";
 pub(crate) struct Inputs<'a> {
     pub(crate) row: &'a VmRow,
     pub(crate) spec: &'a VmSpec,
+    /// What the image's maker decided about programs in it.
+    pub(crate) config: &'a ImageConfig,
     pub(crate) dir: PathBuf,
     pub(crate) image: PathBuf,
     pub(crate) kernel: PathBuf,
@@ -83,9 +86,16 @@ pub(crate) struct Inputs<'a> {
     pub(crate) build: bool,
 }
 
+/// The image's variables; one without a `=` says nothing.
+fn image_env(config: &ImageConfig) -> impl Iterator<Item = (ByteString, ByteString)> + '_ {
+    let pair = |text: &String| text.split_once('=').map(|(name, value)| (name.into(), value.into()));
+    config.env.iter().filter_map(pair)
+}
+
 /// Decides everything about a vm.
 pub(crate) fn plan(inputs: Inputs<'_>) -> VmPlan {
-    let Inputs { row, spec, dir, image, kernel, initramfs, program, entropy, tsc_khz, build } = inputs;
+    let Inputs { row, spec, config, dir, image, kernel, initramfs, program, entropy, tsc_khz, build } =
+        inputs;
     let inside = |name: &str| PathBuf::from(INSIDE).join(name);
     let mut binds = vec![
         Bind { host: kernel.join("vmlinux"), inside: inside("vmlinux") },
@@ -122,9 +132,9 @@ pub(crate) fn plan(inputs: Inputs<'_>) -> VmPlan {
         entropy: ByteString(entropy),
         network: None,
         init: if build { InitMode::Build } else { InitMode::Auto },
-        env: spec.env.clone(),
-        workdir: None,
-        user: None,
+        env: image_env(config).chain(spec.env.iter().cloned()).collect(),
+        workdir: config.workdir.clone().filter(|workdir| !workdir.is_empty()).map(ByteString::from),
+        user: config.user.clone(),
         drives: GuestDrives {
             image: "/dev/vda".to_owned(),
             image_fs: "ext4".to_owned(),

@@ -8,19 +8,25 @@ use anyhow::{Context as _, bail};
 use banger_image::debian::archive::{ArchiveConfig, architecture};
 use banger_image::debian::image::{self, PackageSet, Recipe};
 use banger_image::kernel::KernelPull;
+use banger_image::oci::{ImageConfig, OciError, OciPull, Platform, Reference, RegistryConfig};
 use banger_image::progress::{Progress, Sink};
 use banger_image::rootfs::RootfsBuilder;
 use banger_wire::daemon::{Event, VmSpec, VmState};
 use banger_wire::error::{ErrorCode, WireError};
 use banger_wire::exec::{ExecSpec, ExitStatus};
-use banger_wire::names::VmId;
+use banger_wire::names::{ImageName, VmId};
 use banger_wire::size::Mebibytes;
 use banger_wire::vm::{Phase, VmEvent, VmRequest, VmStatus};
-use std::path::Path;
+use sha2::{Digest as _, Sha256};
+use std::path::{Path, PathBuf};
 use tokio::sync::mpsc::UnboundedSender;
 
 /// The filesystem within an image's directory.
 pub(crate) const ROOTFS_FILE: &str = "rootfs.ext4";
+/// What a store says is the source of an image made of packages.
+const RECIPE_SOURCE: &str = "Debian packages";
+/// Longest name made of a reference; the store takes 128 characters.
+const NAME_LEN_MAX: usize = 100;
 /// Room, in blocks of 4 KiB and as many inodes, for what configuring the packages writes: 512 MiB.
 const BUILD_SPARE: u64 = 128 * 1024;
 /// Memory of the vm that configures packages.
@@ -77,42 +83,174 @@ impl Daemon {
         Ok(row)
     }
 
-    /// Pulls an image that is not in the store.
+    /// Finds an image in the store by its name or the reference it was pulled by.
+    pub(crate) fn find_image(&self, text: &str) -> anyhow::Result<Option<ImageRow>> {
+        let mut rows = self.store.images()?;
+        if let Some(at) = rows.iter().position(|row| row.name == text) {
+            return Ok(Some(rows.swap_remove(at)));
+        }
+        let Ok(reference) = text.parse::<Reference>() else { return Ok(None) };
+        let source = reference.to_string();
+        // An image of a recipe has a source that is no reference.
+        Ok(rows.into_iter().find(|row| row.source == source))
+    }
+
+    /// Returns an image, pulled first when it is not in the store. `kernel` finishes one that is made of packages.
     pub(crate) async fn ensure_image(
         &self,
-        name: &str,
+        text: &str,
         kernel: &KernelRow,
         events: &UnboundedSender<Event>,
     ) -> anyhow::Result<ImageRow> {
         let _one = self.pulling.lock().await;
-        if let Some(row) = self.store.images()?.into_iter().find(|row| row.name == name) {
-            return Ok(row);
+        match self.find_image(text)? {
+            Some(row) => Ok(row),
+            None => self.pull_image(text, None, kernel, events).await,
         }
-        let recipe = recipe(name)?;
-        let _ = events.send(Event::Step { label: format!("pull image {name}") });
+    }
+
+    /// Pulls an image anew; what has not changed is left alone.
+    pub(crate) async fn refresh_image(
+        &self,
+        text: &str,
+        name: Option<&ImageName>,
+        kernel: &KernelRow,
+        events: &UnboundedSender<Event>,
+    ) -> anyhow::Result<ImageRow> {
+        let _one = self.pulling.lock().await;
+        self.pull_image(text, name, kernel, events).await
+    }
+
+    async fn pull_image(
+        &self,
+        text: &str,
+        name: Option<&ImageName>,
+        kernel: &KernelRow,
+        events: &UnboundedSender<Event>,
+    ) -> anyhow::Result<ImageRow> {
+        let _ = events.send(Event::Step { label: format!("pull image {text}") });
+        if let Some(recipe) = image::recipe(text) {
+            return self.pull_recipe(&recipe, name.map_or(text, ImageName::as_str), kernel, events).await;
+        }
+        let reference: Reference = text.parse().map_err(|error| {
+            WireError::from_error(ErrorCode::Invalid, &error)
+                .hinted(format!("{} can be pulled by name", recipes()))
+        })?;
+        self.pull_reference(&reference, name, events).await
+    }
+
+    /// Makes an image of Debian's packages.
+    async fn pull_recipe(
+        &self,
+        recipe: &Recipe,
+        name: &str,
+        kernel: &KernelRow,
+        events: &UnboundedSender<Event>,
+    ) -> anyhow::Result<ImageRow> {
         let sink = sink(events);
-        let set = PackageSet::fetch(&self.archive(), &recipe, &sink).await?;
+        let set = PackageSet::fetch(&self.archive(), recipe, &sink).await?;
+        let digest = format!("sha256:{}", set.digest());
+        if let Some(same) = self.unchanged(name, &digest)? {
+            return Ok(same);
+        }
         let staging = staging(&self.paths.state.join("images"))?;
         let rootfs = staging.path().join(ROOTFS_FILE);
-        let (digest, summary) = {
-            let (path, sink, name) = (rootfs.clone(), sink_clone(events), name.to_owned());
+        let summary = {
+            let (path, sink, name) =
+                (rootfs.clone(), sink_clone(events), format!("{} {digest}", recipe.name));
             let written = tokio::task::spawn_blocking(move || write_rootfs(&set, &path, &name, &sink));
             written.await.context("unpack the packages")??
         };
         self.configure(staging.path(), &rootfs, kernel, events)
             .await
             .context("configure the packages in a vm")?;
-        open_to_vms(staging.path())?;
-        publish(staging, &self.paths.image(name))?;
         let row = ImageRow {
             name: name.to_owned(),
-            source: "Debian packages".to_owned(),
-            digest: format!("sha256:{digest}"),
+            source: RECIPE_SOURCE.to_owned(),
+            digest,
             arch: architecture().to_owned(),
             created: now(),
             size_bytes: summary.size_bytes,
             init: summary.init,
+            config: ImageConfig::default(),
         };
+        self.publish_image(staging, row)
+    }
+
+    /// Pulls an image from a registry.
+    async fn pull_reference(
+        &self,
+        reference: &Reference,
+        name: Option<&ImageName>,
+        events: &UnboundedSender<Event>,
+    ) -> anyhow::Result<ImageRow> {
+        let explain = |error: OciError| {
+            WireError::from_error(ErrorCode::Failed, &error).hinted(format!(
+                "check its name and that the registry can be reached; {} come from Debian",
+                recipes()
+            ))
+        };
+        let config = RegistryConfig {
+            docker_config_dir: docker_config_dir(),
+            cache_dir: self.paths.cache.join("blobs"),
+            ..RegistryConfig::default()
+        };
+        let sink = sink(events);
+        let pull = OciPull::resolve(&config, reference, &Platform::host(), &sink).await.map_err(explain)?;
+        let source = reference.to_string();
+        let name = match name {
+            Some(name) => name.to_string(),
+            None => image_name(&source, &self.store.images()?),
+        };
+        let digest = pull.digest().to_string();
+        if let Some(same) = self.unchanged(&name, &digest)? {
+            return Ok(same);
+        }
+        let staging = staging(&self.paths.state.join("images"))?;
+        let image = pull.write_to(&staging.path().join(ROOTFS_FILE), &sink).await.map_err(explain)?;
+        let row = ImageRow {
+            name,
+            source,
+            digest,
+            arch: architecture().to_owned(),
+            created: now(),
+            size_bytes: image.size_bytes,
+            init: image.init,
+            config: image.config,
+        };
+        self.publish_image(staging, row)
+    }
+
+    /// Returns what is stored under a name when it is this very image.
+    ///
+    /// # Errors
+    /// When it is another one and vms use it: their changes would be those of a different image.
+    fn unchanged(&self, name: &str, digest: &str) -> anyhow::Result<Option<ImageRow>> {
+        let Some(row) = self.store.images()?.into_iter().find(|row| row.name == name) else {
+            return Ok(None);
+        };
+        if row.digest == digest {
+            return Ok(Some(row));
+        }
+        let users: Vec<String> = self
+            .store
+            .vms()?
+            .iter()
+            .filter(|vm| vm.image == name)
+            .map(|vm| format!("`{}`", vm.name))
+            .collect();
+        if users.is_empty() {
+            return Ok(None);
+        }
+        let text = format!("image `{name}` has a newer version, but is used by {}", users.join(", "));
+        Err(WireError::new(ErrorCode::Invalid, text)
+            .hinted("pull it under another name with `banger image pull --name`, or delete those vms first")
+            .into())
+    }
+
+    fn publish_image(&self, staging: tempfile::TempDir, row: ImageRow) -> anyhow::Result<ImageRow> {
+        open_to_vms(staging.path())?;
+        publish(staging, &self.paths.image(&row.name))?;
         self.store.insert_image(&row)?;
         Ok(row)
     }
@@ -152,6 +290,7 @@ impl Daemon {
         let plan = plan::plan(Inputs {
             row: &row,
             spec: &VmSpec::default(),
+            config: &ImageConfig::default(),
             dir: dir.clone(),
             image: rootfs.to_owned(),
             initramfs: initramfs::ensure(&kernel_dir)?,
@@ -248,21 +387,46 @@ fn write_rootfs(
     path: &Path,
     name: &str,
     sink: Sink<'_>,
-) -> anyhow::Result<(String, banger_image::rootfs::RootfsSummary)> {
+) -> anyhow::Result<banger_image::rootfs::RootfsSummary> {
     let mut tree = RootfsBuilder::create(path)?;
     set.write_unconfigured(&mut tree, sink)?;
-    let digest = set.digest();
-    let summary = tree.finish(&format!("{name} {digest}"), BUILD_SPARE)?;
-    Ok((digest, summary))
+    Ok(tree.finish(name, BUILD_SPARE)?)
 }
 
-fn recipe(name: &str) -> anyhow::Result<Recipe> {
-    image::recipe(name).ok_or_else(|| {
-        let known: Vec<String> = image::RECIPES.iter().map(|recipe| format!("`{}`", recipe.name)).collect();
-        WireError::new(ErrorCode::NotFound, format!("no image `{}`", name.escape_debug()))
-            .hinted(format!("`banger image list` shows what is here; {} can be pulled", known.join(", ")))
-            .into()
-    })
+/// The images that are made of packages, for a hint.
+fn recipes() -> String {
+    let names: Vec<String> = image::RECIPES.iter().map(|recipe| format!("`{}`", recipe.name)).collect();
+    names.join(" and ")
+}
+
+/// Where docker keeps what its users logged in to.
+fn docker_config_dir() -> Option<PathBuf> {
+    let var = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    var("DOCKER_CONFIG").or_else(|| Some(var("HOME")?.join(".docker")))
+}
+
+/// Makes a name for the store of a reference: `docker.io/library/debian:12` is `debian_12`. The underscore keeps it apart
+/// from the names of recipes.
+fn image_name(source: &str, stored: &[ImageRow]) -> String {
+    let short = source.strip_prefix("docker.io/").unwrap_or(source);
+    let short = short.strip_prefix("library/").unwrap_or(short);
+    let (path, version) = match short.rsplit_once('@').or_else(|| short.rsplit_once(':')) {
+        Some((path, version)) => (path, version.strip_prefix("sha256:").map_or(version, |hex| &hex[..12])),
+        None => (short, "latest"),
+    };
+    let safe = |text: &str| -> String {
+        let plain = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-') { c } else { '.' };
+        text.chars().map(plain).collect::<String>().to_ascii_lowercase()
+    };
+    let mut name = format!("{}_{}", safe(path), safe(version));
+    // Different references can look the same in fewer characters, or be too long.
+    let taken = stored.iter().any(|row| row.name == name && row.source != source);
+    if taken || name.len() > NAME_LEN_MAX {
+        let hash: String = Sha256::digest(source)[..4].iter().map(|byte| format!("{byte:02x}")).collect();
+        name.truncate(NAME_LEN_MAX - hash.len() - 1);
+        name = format!("{name}-{hash}");
+    }
+    name
 }
 
 /// A directory beside the final ones; its name can't be one of theirs.
@@ -305,4 +469,51 @@ pub(crate) fn entropy() -> anyhow::Result<Vec<u8>> {
     let mut bytes = vec![0; 64];
     rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{NAME_LEN_MAX, image_name};
+    use crate::store::ImageRow;
+    use banger_image::oci::{ImageConfig, Reference};
+    use banger_wire::names::ImageName;
+
+    fn stored(name: &str, source: &str) -> ImageRow {
+        ImageRow {
+            name: name.to_owned(),
+            source: source.to_owned(),
+            digest: String::new(),
+            arch: String::new(),
+            created: 0,
+            size_bytes: 0,
+            init: None,
+            config: ImageConfig::default(),
+        }
+    }
+
+    #[test]
+    fn references_become_names() {
+        let digest = format!("alpine@sha256:{}", "ab".repeat(32));
+        for (text, name) in [
+            ("debian:bookworm", "debian_bookworm"),
+            ("ubuntu", "ubuntu_latest"),
+            ("ghcr.io/owner/image:V1", "ghcr.io.owner.image_v1"),
+            ("localhost:5000/debian:test", "localhost.5000.debian_test"),
+            (digest.as_str(), "alpine_abababababab"),
+        ] {
+            let source = text.parse::<Reference>().unwrap().to_string();
+            assert_eq!(image_name(&source, &[]), name);
+            assert_eq!(image_name(&source, &[stored(name, &source)]), name, "the same image again");
+            let other = image_name(&source, &[stored(name, "another")]);
+            assert!(other.starts_with(name) && other.len() == name.len() + 9, "{other}");
+        }
+    }
+
+    #[test]
+    fn every_name_is_one_the_store_takes() {
+        let long = format!("localhost:5000/{}/a:B_c", vec!["part"; 40].join("/"));
+        let source = long.parse::<Reference>().unwrap().to_string();
+        let name = image_name(&source, &[]);
+        assert!(name.len() <= NAME_LEN_MAX && name.parse::<ImageName>().is_ok(), "{name}");
+    }
 }

@@ -6,7 +6,7 @@ use crate::store::VmRow;
 use crate::{doctor, vmsock};
 use anyhow::Context as _;
 use banger_wire::BUILD;
-use banger_wire::daemon::{Call, DaemonView, Event, Outcome, Request, VmState};
+use banger_wire::daemon::{Call, DaemonView, Event, ImageView, Outcome, Request, VmState};
 use banger_wire::error::{ErrorCode, WireError};
 use banger_wire::frame::{Frame, MESSAGE_LEN_MAX};
 use banger_wire::stream::{FrameReader, FrameWriter};
@@ -250,33 +250,36 @@ async fn perform(
     }
 }
 
+fn no(kind: &str, name: &str) -> WireError {
+    WireError::new(ErrorCode::NotFound, format!("no {kind} `{}`", name.escape_debug()))
+        .hinted(format!("`banger {kind} list` shows what is here"))
+}
+
+fn find_image(daemon: &Daemon, text: &str) -> anyhow::Result<ImageView> {
+    let row = daemon.find_image(text)?.ok_or_else(|| no("image", text))?;
+    let found = daemon.images()?.into_iter().find(|image| image.name.as_str() == row.name);
+    Ok(found.ok_or_else(|| no("image", text))?)
+}
+
 /// Images and kernels.
 async fn perform_parts(
     daemon: &Daemon,
     request: Request,
     events: &UnboundedSender<Event>,
 ) -> anyhow::Result<Outcome> {
-    let no = |kind: &str, name: &str| {
-        WireError::new(ErrorCode::NotFound, format!("no {kind} `{}`", name.escape_debug()))
-            .hinted(format!("`banger {kind} list` shows what is here"))
-    };
     match request {
-        Request::ImagePull { reference, kernel, .. } => {
+        Request::ImagePull { reference, name, kernel } => {
             let kernel = kernel.map_or_else(|| "generic-6.12".to_owned(), String::from);
             let kernel = daemon.ensure_kernel(&kernel, events).await?;
-            daemon.ensure_image(&reference, &kernel, events).await?;
-            let found = daemon.images()?.into_iter().find(|image| image.name.as_str() == reference);
-            Ok(Outcome::Image(found.ok_or_else(|| no("image", &reference))?))
+            let row = daemon.refresh_image(&reference, name.as_ref(), &kernel, events).await?;
+            Ok(Outcome::Image(find_image(daemon, &row.name)?))
         }
         Request::ImageList => Ok(Outcome::Images(daemon.images()?)),
-        Request::ImageShow { image } => {
-            let found = daemon.images()?.into_iter().find(|known| known.name.as_str() == image);
-            Ok(Outcome::Image(found.ok_or_else(|| no("image", &image))?))
-        }
+        Request::ImageShow { image } => Ok(Outcome::Image(find_image(daemon, &image)?)),
         Request::ImageDelete { image } => {
-            let found = daemon.images()?.into_iter().find(|known| known.name.as_str() == image);
-            let found = found.ok_or_else(|| no("image", &image))?;
-            daemon.delete_part("image", &image, &found.used_by, &daemon.paths.image(found.name.as_str()))
+            let found = find_image(daemon, &image)?;
+            let name = found.name.as_str();
+            daemon.delete_part("image", name, &found.used_by, &daemon.paths.image(name))
         }
         Request::KernelPull { name } => {
             daemon.ensure_kernel(name.as_str(), events).await?;

@@ -1,6 +1,7 @@
 //! What the owner has: vms, images, kernels. SQLite, one connection, numbered migrations.
 
 use anyhow::{Context as _, bail};
+use banger_image::oci::ImageConfig;
 use banger_wire::daemon::VmState;
 use banger_wire::names::{VmId, VmName};
 use banger_wire::size::Mebibytes;
@@ -12,7 +13,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 const MIGRATIONS: [&str; 1] = ["
     CREATE TABLE image (
         name TEXT PRIMARY KEY, source TEXT NOT NULL, digest TEXT NOT NULL, arch TEXT NOT NULL,
-        created INTEGER NOT NULL, size_bytes INTEGER NOT NULL, init TEXT
+        created INTEGER NOT NULL, size_bytes INTEGER NOT NULL, init TEXT, config TEXT NOT NULL
     ) STRICT;
     CREATE TABLE kernel (
         name TEXT PRIMARY KEY, release TEXT NOT NULL, version TEXT NOT NULL, arch TEXT NOT NULL,
@@ -60,6 +61,8 @@ pub(crate) struct ImageRow {
     pub(crate) created: i64,
     pub(crate) size_bytes: u64,
     pub(crate) init: Option<String>,
+    /// How its programs are started, as its maker wrote it down.
+    pub(crate) config: ImageConfig,
 }
 
 /// A stored kernel.
@@ -165,8 +168,17 @@ impl Store {
 
     pub(crate) fn insert_image(&self, row: &ImageRow) -> anyhow::Result<()> {
         self.lock().execute(
-            "INSERT OR REPLACE INTO image VALUES (?, ?, ?, ?, ?, ?, ?)",
-            params![row.name, row.source, row.digest, row.arch, row.created, row.size_bytes as i64, row.init],
+            "INSERT OR REPLACE INTO image VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            params![
+                row.name,
+                row.source,
+                row.digest,
+                row.arch,
+                row.created,
+                row.size_bytes as i64,
+                row.init,
+                serde_json::to_string(&row.config)?
+            ],
         )?;
         Ok(())
     }
@@ -188,6 +200,7 @@ impl Store {
                 created: row.get(4)?,
                 size_bytes: row.get::<_, i64>(5)?.unsigned_abs(),
                 init: row.get(6)?,
+                config: serde_json::from_str(&row.get::<_, String>(7)?).unwrap_or_default(),
             })
         })?;
         Ok(rows.collect::<Result<_, _>>()?)

@@ -58,7 +58,7 @@ pub enum VmEvent {
 pub struct VmStatus {
     /// How far the boot is.
     pub phase: Phase,
-    /// The VMM's process id as the host sees it; none before it was started.
+    /// The VMM's process id in the vm's pid namespace; none before it was started.
     pub vmm_pid: Option<i32>,
     /// What the agent said first.
     pub hello: Option<Hello>,

@@ -374,7 +374,9 @@ impl Daemon {
             let mut end = None;
             while let Ok(Some(event)) = connection.event().await {
                 match event {
-                    VmEvent::State(status) => {
+                    VmEvent::State(mut status) => {
+                        let inside = status.vmm_pid.zip(connection.supervisor);
+                        status.vmm_pid = inside.and_then(|(pid, parent)| vmsock::outside_pid(parent, pid));
                         self.running().insert(row.id.to_string(), status.clone());
                         tell.send_replace(Some(status));
                     }

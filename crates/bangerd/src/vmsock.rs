@@ -25,6 +25,8 @@ const OUTPUT_MAX: usize = 8 * 1024;
 /// A connection to a supervisor.
 #[derive(Debug)]
 pub(crate) struct Connection {
+    /// The supervisor's process id.
+    pub(crate) supervisor: Option<i32>,
     reader: FrameReader<OwnedReadHalf>,
     writer: FrameWriter<OwnedWriteHalf>,
 }
@@ -100,9 +102,14 @@ pub(crate) async fn connect(dir: &Path) -> anyhow::Result<Connection> {
     // The name of a socket is limited to 108 bytes, that of a directory is not.
     let open = rustix::fs::open(dir, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
     let path = format!("/proc/self/fd/{}/{SOCKET_FILE}", open.as_raw_fd());
-    let (read, write) =
-        UnixStream::connect(path).await.context("connect to the vm's supervisor")?.into_split();
-    Ok(Connection { reader: FrameReader::new(read, MESSAGE_LEN_MAX), writer: FrameWriter::new(write) })
+    let stream = UnixStream::connect(path).await.context("connect to the vm's supervisor")?;
+    let supervisor = stream.peer_cred().ok().and_then(|peer| peer.pid());
+    let (read, write) = stream.into_split();
+    Ok(Connection {
+        supervisor,
+        reader: FrameReader::new(read, MESSAGE_LEN_MAX),
+        writer: FrameWriter::new(write),
+    })
 }
 
 impl Connection {
@@ -118,6 +125,18 @@ impl Connection {
             Some(frame) => Ok(Some(frame.parse()?)),
         }
     }
+}
+
+/// Returns the id a child of the supervisor has out here, from the one it has in the vm's pid namespace.
+pub(crate) fn outside_pid(supervisor: i32, inside: i32) -> Option<i32> {
+    let tasks = std::fs::read_dir(format!("/proc/{supervisor}/task")).ok()?.flatten();
+    let children = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok());
+    let children: String = children.collect();
+    children.split_whitespace().filter_map(|pid| pid.parse::<i32>().ok()).find(|pid| {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let ids = status.lines().find_map(|line| line.strip_prefix("NSpid:")).unwrap_or_default();
+        ids.split_whitespace().next_back().is_some_and(|id| id.parse() == Ok(inside))
+    })
 }
 
 /// Runs a command in a vm without input, and returns its status and the end of its output.

@@ -1,0 +1,111 @@
+//! Making, stopping, starting and removing vms.
+
+use crate::support::{IMAGE, Owner, is_root, run, show, skip};
+use std::process::Command;
+
+#[test]
+fn what_was_written_is_there_after_a_stop() {
+    let owner = Owner::with_store();
+    owner.ok(["vm", "create", "--name", "keep", "--image", IMAGE, "--wait", "agent"]);
+    owner.ok(["vm", "exec", "keep", "--", "sh", "-c", "echo kept > /root/file; mkdir /srv/dir"]);
+    owner.ok(["vm", "stop", "keep"]);
+    let vm = owner.json(&["vm", "show", "--json", "keep"]);
+    assert_eq!(vm["state"], "stopped");
+    let disk = format!("{}/disk.raw", vm["dir"].as_str().unwrap());
+    let checked = Command::new("e2fsck").args(["-fn", &disk]).output().unwrap();
+    assert!(checked.status.success(), "{}", show(&checked));
+    let features = run(Command::new("dumpe2fs").args(["-h", &disk]));
+    assert!(!features.contains("needs_recovery"), "{features}");
+    owner.ok(["vm", "start", "keep"]);
+    assert_eq!(owner.ok(["vm", "exec", "keep", "--", "cat", "/root/file"]), "kept\n");
+    owner.ok(["vm", "kill", "keep"]);
+    assert_eq!(owner.json(&["vm", "show", "--json", "keep"])["state"], "stopped");
+    owner.ok(["vm", "delete", "keep"]);
+    owner.assert_nothing_left();
+}
+
+#[test]
+fn systemd_comes_up_whole() {
+    let owner = Owner::with_store();
+    owner.ok(["vm", "create", "--name", "sys", "--image", IMAGE, "--wait", "boot"]);
+    assert_eq!(owner.ok(["vm", "exec", "sys", "--", "systemctl", "is-system-running"]), "running\n");
+    let failed = owner.ok(["vm", "exec", "sys", "--", "systemctl", "--failed", "--no-legend"]);
+    assert_eq!(failed, "");
+    let name = owner.ok(["vm", "exec", "sys", "--", "hostname"]);
+    assert_eq!(name, "sys\n");
+    let before = owner.ok(["vm", "exec", "sys", "--", "cat", "/etc/machine-id"]);
+    owner.ok(["vm", "stop", "sys"]);
+    let console = owner.ok(["vm", "logs", "sys"]);
+    assert!(console.contains("Power down"), "{console}");
+    owner.ok(["vm", "start", "sys"]);
+    assert_eq!(
+        owner.ok(["vm", "exec", "sys", "--", "cat", "/etc/machine-id"]),
+        before,
+        "it is the same machine"
+    );
+}
+
+#[test]
+fn pruning_spares_what_runs() {
+    let owner = Owner::with_store();
+    owner.ok(["vm", "run", "-d", "--name", "runs", "--image", IMAGE]);
+    owner.ok(["vm", "create", "--no-start", "--name", "idle", "--image", IMAGE]);
+    let output = owner.banger(["vm", "delete", "runs"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "a running vm is not deleted unasked: {}", show(&output));
+    owner.ok(["vm", "prune", "-f"]);
+    let left = owner.json(&["vm", "list", "--json"]);
+    assert_eq!(left.as_array().unwrap().len(), 1);
+    assert_eq!(left[0]["name"], "runs");
+    owner.ok(["exec", "runs", "--", "true"]);
+    owner.ok(["vm", "delete", "-f", "runs"]);
+    owner.assert_nothing_left();
+}
+
+#[test]
+fn a_reboot_inside_boots_again() {
+    let owner = Owner::with_store();
+    owner.ok(["vm", "create", "--name", "again", "--image", IMAGE, "--wait", "boot"]);
+    let boot_id = || {
+        let output = owner.banger(["exec", "again", "--", "cat", "/proc/sys/kernel/random/boot_id"]).output();
+        String::from_utf8(output.unwrap().stdout).unwrap()
+    };
+    let before = boot_id();
+    owner.ok(["exec", "again", "--", "systemctl", "reboot", "--no-block"]);
+    crate::support::wait_for("the vm has booted again", || {
+        let now = boot_id();
+        if now.is_empty() || now == before { Err(owner.logs()) } else { Ok(()) }
+    });
+    owner.ok(["exec", "again", "--", "sh", "-c", "sleep 2; echo o > /proc/sysrq-trigger; sleep 5 || true"]);
+}
+
+#[test]
+fn root_is_nobody_in_its_vms() {
+    if !is_root() {
+        return skip("vms of root: the tests do not run as root");
+    }
+    let owner = Owner::root();
+    owner.copy_store();
+    owner.ok(["vm", "run", "-d", "--name", "r", "--image", IMAGE]);
+    let home = owner.home().to_str().unwrap();
+    let mut seen = 0;
+    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+        let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line).replace('\0', " ");
+        let root = std::fs::read_link(entry.path().join("root")).unwrap_or_default();
+        // The supervisor names the vm's directory; the VMM lives in a root of its own.
+        let supervisor = line.contains("supervise") && line.contains(home);
+        let vmm = line.contains("qemu-system") && root.as_os_str() == "/";
+        if !supervisor && !vmm {
+            continue;
+        }
+        let status = std::fs::read_to_string(entry.path().join("status")).unwrap_or_default();
+        if let Some(uid) = status.lines().find_map(|line| line.strip_prefix("Uid:\t")) {
+            seen += usize::from(supervisor);
+            assert!(!uid.split('\t').any(|uid| uid == "0"), "{line} has uids {uid}");
+        }
+    }
+    assert_eq!(seen, 1, "one supervisor");
+    owner.ok(["exec", "r", "--", "true"]);
+    owner.ok(["vm", "delete", "-f", "r"]);
+    owner.assert_nothing_left();
+}

@@ -1,0 +1,8 @@
+//! The installed programs, with real vms. Each test ends by showing that nothing is left.
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, clippy::print_stdout, reason = "a test")]
+
+mod daemon;
+mod errors;
+mod lifecycle;
+mod run;
+mod support;

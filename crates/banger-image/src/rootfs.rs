@@ -20,6 +20,8 @@ const NAME_LEN_MAX: usize = 255;
 const TARGET_LEN_MAX: usize = 4095;
 /// Entries of one image; far above a distribution's full installation.
 const ENTRIES_MAX: usize = 4_000_000;
+/// Memory for one image's names, attributes, link targets and extents: ten times what a full installation needs.
+const MEMORY_MAX: u64 = 1 << 30;
 /// Where an image keeps its init, in the order a kernel looks.
 const INITS: [&str; 4] = ["/sbin/init", "/usr/sbin/init", "/lib/systemd/systemd", "/usr/lib/systemd/systemd"];
 
@@ -46,6 +48,9 @@ pub enum RootfsError {
     /// Too many entries.
     #[error("more than {ENTRIES_MAX} entries")]
     Entries,
+    /// Entries that take too much memory, by their number or by what they carry.
+    #[error("the entries' names, attributes and links take more than {MEMORY_MAX} bytes")]
+    Memory,
     /// The filesystem.
     #[error("could not write `{}`", .path.escape_ascii())]
     Write {
@@ -181,6 +186,9 @@ impl RootfsBuilder {
         if self.writer.inode_count() >= ENTRIES_MAX {
             return Err(RootfsError::Entries);
         }
+        if self.writer.memory_bytes() > MEMORY_MAX {
+            return Err(RootfsError::Memory);
+        }
         let parts: Vec<&[u8]> =
             path.split(|byte| *byte == b'/').filter(|part| !part.is_empty() && *part != b".").collect();
         let bad = |part: &&[u8]| *part == b".." || part.len() > NAME_LEN_MAX || part.contains(&0);
@@ -216,6 +224,11 @@ impl RootfsBuilder {
     ) -> Result<Node, RootfsError> {
         let written = self.writer.write_sparse(size, pieces, data);
         written.map_err(|source| RootfsError::Write { path: path.to_vec(), source })
+    }
+
+    /// Returns how many bytes of data were written.
+    pub(crate) fn data_bytes(&self) -> u64 {
+        self.writer.data_bytes()
     }
 
     /// Removes what older layers have under a path. What leads nowhere has nothing to remove.

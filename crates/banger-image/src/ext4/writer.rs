@@ -130,6 +130,8 @@ pub struct Writer {
     chunk: Vec<u8>,
     /// The last blocks before `next_block`, not yet written: many small files become one write.
     pending: Vec<u8>,
+    /// Bytes of memory that all calls so far asked for, about.
+    memory: u64,
     layer: u32,
     /// Directories in which nothing of an earlier layer is left.
     emptied: HashSet<Ino>,
@@ -155,6 +157,7 @@ impl Writer {
             in_use: 1,
             chunk: vec![0; CHUNK],
             pending: Vec::with_capacity(CHUNK),
+            memory: 0,
             layer: 0,
             emptied: HashSet::new(),
         })
@@ -204,6 +207,18 @@ impl Writer {
         self.in_use
     }
 
+    /// Returns about how many bytes of memory were asked for, what was removed since included.
+    #[must_use]
+    pub fn memory_bytes(&self) -> u64 {
+        self.memory
+    }
+
+    /// Returns how many bytes of data are in their place, what was removed since included.
+    #[must_use]
+    pub fn data_bytes(&self) -> u64 {
+        (self.next_block - DATA_START) * BLOCK
+    }
+
     /// Writes data to its place and returns what a file needs to have it.
     ///
     /// # Errors
@@ -241,6 +256,7 @@ impl Writer {
             }
         };
         self.chunk = chunk;
+        self.memory += (extents.len() * size_of::<Extent>()) as u64;
         result.map(|()| Node::File { size, extents })
     }
 
@@ -308,6 +324,9 @@ impl Writer {
             return old;
         }
         self.remove(directory, name);
+        let attributes: usize = meta.xattrs.iter().map(|(name, value)| name.len() + value.len() + 64).sum();
+        let target = if let Node::Symlink(target) = &node { target.len() } else { 0 };
+        self.memory += (size_of::<Option<Inode>>() + attributes + target) as u64;
         let ino = Ino(self.inodes.len() as u32);
         self.inodes.push(Some(Inode { meta, node, links: 1 }));
         self.in_use += 1;
@@ -340,6 +359,7 @@ impl Writer {
             self.inodes.get_mut(directory.0 as usize)
         {
             entries.insert(name.to_vec(), Slot { ino, layer: self.layer });
+            self.memory += (size_of::<(Vec<u8>, Slot)>() + name.len()) as u64;
         }
     }
 

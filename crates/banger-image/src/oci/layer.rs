@@ -11,6 +11,7 @@ use std::path::Path;
 use sha2::{Digest as _, Sha256};
 
 use super::digest::Digest;
+use super::limits::Limits;
 use super::stream::{LayerReader, Source, with_layers};
 use crate::ext4::{Meta, Node};
 use crate::rootfs::{RootfsBuilder, RootfsError, RootfsSummary};
@@ -18,6 +19,8 @@ use crate::tar::{Entry, Kind, TarError, TarReader, clean_path};
 
 /// Device numbers have 12 and 20 bits.
 const DEVICE_MAX: (u32, u32) = (0xfff, 0xf_ffff);
+/// How many times the archive's length its data can be on the disk, by padding alone: a block for a header and a byte.
+const PADDING_MAX: u64 = 4;
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 /// What an old storage driver of docker kept for itself.
@@ -79,6 +82,9 @@ pub enum EntryError {
     /// Its header.
     #[error("{0}")]
     Header(&'static str),
+    /// It brings the data on the disk over the limit; a piece of a sparse file takes a block, however short it is.
+    #[error("it brings the image to several times the {0} bytes allowed")]
+    Data(u64),
     /// Its device number.
     #[error("its device number {0}:{1} is larger than Linux has")]
     Device(u32, u32),
@@ -113,7 +119,7 @@ pub(crate) fn write_layers(
     with_layers(source, |streams| {
         for layer in layers {
             rootfs.begin_layer();
-            apply(&mut rootfs, layer, streams.next(), &mut left, source.limits.entries)?;
+            apply(&mut rootfs, layer, streams.next(), &mut left, source.limits)?;
         }
         Ok(())
     })?;
@@ -129,7 +135,7 @@ fn apply(
     layer: &Layer,
     stream: LayerReader<'_>,
     left: &mut u64,
-    limit: u64,
+    limits: &Limits,
 ) -> Result<(), LayerError> {
     let archive = |err| match err {
         TarError::Entry { name, reason } => {
@@ -139,9 +145,13 @@ fn apply(
     };
     let mut reader = TarReader::new(stream);
     while let Some(mut entry) = reader.next_entry().map_err(archive)? {
-        *left =
-            left.checked_sub(1).ok_or_else(|| LayerError::Entries { layer: layer.digest.clone(), limit })?;
-        place(rootfs, &mut entry, &mut reader).map_err(|source| LayerError::Entry {
+        *left = left
+            .checked_sub(1)
+            .ok_or_else(|| LayerError::Entries { layer: layer.digest.clone(), limit: limits.entries })?;
+        let placed = place(rootfs, &mut entry, &mut reader);
+        let fits = rootfs.data_bytes() <= limits.unpacked_bytes.saturating_mul(PADDING_MAX);
+        let placed = if fits { placed } else { Err(EntryError::Data(limits.unpacked_bytes)) };
+        placed.map_err(|source| LayerError::Entry {
             layer: layer.digest.clone(),
             entry: std::mem::take(&mut entry.path),
             source,

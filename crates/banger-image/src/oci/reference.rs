@@ -126,7 +126,7 @@ impl fmt::Display for Reference {
 }
 
 fn is_host(first: &str) -> bool {
-    first == "localhost" || first.contains(['.', ':']) || first.bytes().any(|b| b.is_ascii_uppercase())
+    first.eq_ignore_ascii_case("localhost") || first.contains(['.', ':'])
 }
 
 fn is_valid_host(host: &str) -> bool {
@@ -203,6 +203,7 @@ mod tests {
             ":",
             "@",
             "Debian",
+            "A/x",
             "a//b",
             "/a",
             "a/",

@@ -265,6 +265,14 @@ async fn damaged_streams_are_errors() {
     }
 }
 
+/// A sparse file of single bytes, each of which takes a block.
+fn slivers() -> (Vec<u8>, Vec<u8>) {
+    let map: Vec<String> = (0..2000).map(|n| format!("{},1", n * 4096)).collect();
+    let map = map.join(",");
+    let records = [("GNU.sparse.size", &b"8192000"[..]), ("GNU.sparse.map", map.as_bytes())];
+    gzip(Archive::new().pax(&records).file("slivers", &[1; 2000]).end())
+}
+
 #[tokio::test]
 async fn bombs_are_stopped() {
     let zeroes = || gzip(Archive::new().file("zeroes", &vec![0; 4 << 20]).end());
@@ -277,6 +285,11 @@ async fn bombs_are_stopped() {
             "more than 20 times",
         ),
         (Limits { entries: 100, ..Limits::default() }, many, "more than the 100 entries"),
+        (
+            Limits { unpacked_bytes: 1 << 20, ..Limits::default() },
+            slivers(),
+            "to several times the 1048576 bytes",
+        ),
         (Limits { layers: 0, ..Limits::default() }, zeroes(), "more than the 0"),
     ] {
         let mut place = Place::new();

@@ -13,4 +13,5 @@ mod model;
 mod pull;
 mod readback;
 mod registry;
+mod tls;
 mod umoci;

@@ -191,6 +191,57 @@ fn pull(archives: Vec<Archive>) -> Place {
     place
 }
 
+/// Entries that make no sense, often: whatever they are, the result is a sound filesystem or an error and no file.
+fn nonsense() -> impl Strategy<Value = Archive> {
+    let name =
+        || "(\\.\\./|/|\\./|l/|\\.wh\\.){0,1}[al](/([al]|\\.\\.|\\.wh\\.[al]|\\.wh\\.\\.wh\\.\\.opq)){0,3}";
+    let target = || "(\\.\\./|/){0,2}[al](/[al]){0,2}";
+    let key = prop_oneof![
+        Just("SCHILY.xattr.user.a"),
+        Just("SCHILY.xattr.system.posix_acl_default"),
+        Just("SCHILY.xattr.security.capability"),
+        Just("GNU.sparse.size"),
+        Just("GNU.sparse.map"),
+        Just("size"),
+        Just("mtime"),
+    ];
+    let record = (key, prop_oneof!["[0-9,.]{1,12}", ".{0,60}"]);
+    let entry = (name(), target(), 0..8usize, 0..3000u64, proptest::option::weighted(0.2, record));
+    proptest::collection::vec(entry, 1..16).prop_map(|entries| {
+        let mut archive = Archive::new();
+        for (name, link, kind, size, record) in entries {
+            if let Some((key, value)) = record {
+                archive = archive.pax(&[(key, value.as_bytes())]);
+            }
+            let kind = *b"00512346".get(kind).unwrap();
+            let size = if kind == b'0' { size } else { 0 };
+            let header =
+                Header { name: name.as_bytes(), link: link.as_bytes(), kind, size, ..Header::default() };
+            archive = archive.add(header, &vec![kind; size as usize]);
+        }
+        archive
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn nonsense_makes_a_filesystem_or_an_error(archives in proptest::collection::vec(nonsense(), 1..3)) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let mut content = Content::default();
+        content.image("latest", &archives.into_iter().map(|archive| gzip(archive.end())).collect::<Vec<_>>());
+        let registry = Registry::start(move |request| content.answer(request));
+        let place = Place::new();
+        let made = runtime.block_on(place.pull(&registry.reference("box"))).is_ok();
+        prop_assert_eq!(place.rootfs().exists(), made);
+        prop_assert_eq!(std::fs::read_dir(place.dir.path()).unwrap().count(), 1 + usize::from(made));
+        if made && readback::have("e2fsck") {
+            readback::check(&place.rootfs());
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
 

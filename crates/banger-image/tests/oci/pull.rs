@@ -468,3 +468,40 @@ async fn a_cancelled_pull_leaves_nothing() {
     }
     panic!("the file is still there");
 }
+
+/// The helper is found on the path, which a process can only choose for another one: the test runs itself.
+#[tokio::test]
+async fn a_credential_helper_is_asked() {
+    const INSIDE: &str = "BANGER_TEST_WITH_HELPER";
+    if std::env::var_os(INSIDE).is_none() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let script = dir.path().join("docker-credential-banger-test");
+        let text = "#!/bin/sh\nread -r host\n[ \"$1\" = get ] || exit 3\ncase $host in 127.0.0.1:*)\n\
+            echo '{\"ServerURL\": \"x\", \"Username\": \"me\", \"Secret\": \"secret\"}' ;;\n\
+            *) echo 'credentials not found in native keychain'; exit 1 ;;\nesac\n";
+        std::fs::write(&script, text).unwrap();
+        std::fs::set_permissions(&script, PermissionsExt::from_mode(0o755)).unwrap();
+        let path = format!("{}:{}", dir.path().display(), std::env::var("PATH").unwrap());
+        let output = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "pull::a_credential_helper_is_asked"])
+            .env("PATH", path)
+            .env(INSIDE, "1")
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+        return;
+    }
+    let content = sample();
+    let registry = Registry::start(move |request| match request.header("authorization") {
+        "Basic bWU6c2VjcmV0" => content.answer(request),
+        _ => status(401).with("WWW-Authenticate", "Basic realm=\"x\""),
+    });
+    let mut place = Place::new();
+    write_config(&mut place, r#"{"credsStore": "banger-test"}"#);
+    place.pull(&registry.reference("box")).await.unwrap();
+    // What the helper doesn't know is pulled without credentials, here in vain.
+    let elsewhere = format!("localhost:{}/box", registry.address.port());
+    let error = chain(&place.pull(&elsewhere).await.unwrap_err());
+    assert!(error.contains("wants credentials"), "{error}");
+}

@@ -180,3 +180,32 @@ fn the_same_calls_make_the_same_bytes() {
     };
     assert!(make("one") == make("two"));
 }
+
+#[test]
+fn files_of_all_sizes_keep_their_bytes() {
+    if !have("e2fsck") || !have("debugfs") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("image");
+    let mut tree = RootfsBuilder::create(&path).unwrap();
+    // Small ones are written together, large ones at once, in every order of the two.
+    let sizes = [1, 4096, 100_000, 400_000, 600_000, 10, 524_288, 524_287, 3_000_000, 300_000, 900_000, 7];
+    let content = |number: usize, size: usize| -> Vec<u8> {
+        (0..size)
+            .map(|at| (at as u32 / 251).wrapping_mul(2_654_435_761).to_le_bytes()[at % 4] ^ number as u8)
+            .collect()
+    };
+    for (number, size) in sizes.into_iter().enumerate() {
+        let data = content(number, size);
+        let name = format!("file{number}");
+        tree.file(name.as_bytes(), &attributes(0o644), size as u64, &mut Cursor::new(data)).unwrap();
+    }
+    tree.finish("test", 0).unwrap();
+    check(&path);
+    for (number, size) in sizes.into_iter().enumerate() {
+        let copy = dir.path().join("copy");
+        debugfs(&path, &format!("dump /file{number} {}", copy.display()));
+        assert!(std::fs::read(copy).unwrap() == content(number, size), "file {number} of {size} bytes");
+    }
+}

@@ -295,10 +295,12 @@ impl Writer {
 
     /// Puts whole blocks at the end.
     fn push(&mut self, blocks: &[u8]) -> io::Result<()> {
-        if self.pending.len() + blocks.len() > CHUNK {
+        // What waits has its place right before these blocks, so it goes first.
+        let direct = blocks.len() >= CHUNK / 2;
+        if direct || self.pending.len() + blocks.len() > CHUNK {
             self.flush()?;
         }
-        if blocks.len() >= CHUNK / 2 {
+        if direct {
             self.file.write_all_at(blocks, self.next_block * BLOCK)?;
         } else {
             self.pending.extend_from_slice(blocks);

@@ -6,3 +6,4 @@
 pub mod child;
 pub mod namespace;
 pub mod netif;
+pub mod netlink;

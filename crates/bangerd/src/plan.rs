@@ -3,10 +3,11 @@
 //! The daemon writes it into the vm's directory; the supervisor executes it and needs nothing else, so a daemon
 //! that dies between the two changes nothing.
 
+use crate::net::NetPlan;
 use crate::store::VmRow;
 use banger_vmm::{Drive, MachinePlan};
 use banger_wire::bytes::ByteString;
-use banger_wire::daemon::{NetMode, VmSpec};
+use banger_wire::daemon::VmSpec;
 use banger_wire::guest::{GuestConfig, GuestDrives, InitMode};
 use banger_wire::names::{VmId, VmName};
 use serde::{Deserialize, Serialize};
@@ -46,7 +47,7 @@ pub(crate) struct VmPlan {
     /// What the guest becomes.
     pub(crate) guest: GuestConfig,
     /// Outbound network.
-    pub(crate) net: NetMode,
+    pub(crate) net: NetPlan,
     /// The vm ends when the connection that holds its lease ends.
     pub(crate) lease: bool,
     /// How long the agent may stay silent before the boot counts as failed, in milliseconds.
@@ -78,13 +79,14 @@ pub(crate) struct Inputs<'a> {
     pub(crate) initramfs: PathBuf,
     pub(crate) program: PathBuf,
     pub(crate) entropy: Vec<u8>,
+    pub(crate) net: NetPlan,
     /// The vm writes the image itself and boots no further than the agent.
     pub(crate) build: bool,
 }
 
 /// Decides everything about a vm.
 pub(crate) fn plan(inputs: Inputs<'_>) -> VmPlan {
-    let Inputs { row, spec, dir, image, kernel, initramfs, program, entropy, build } = inputs;
+    let Inputs { row, spec, dir, image, kernel, initramfs, program, entropy, net, build } = inputs;
     let inside = |name: &str| PathBuf::from(INSIDE).join(name);
     let mut binds = vec![
         Bind { host: kernel.join("vmlinux"), inside: inside("vmlinux") },
@@ -118,7 +120,7 @@ pub(crate) fn plan(inputs: Inputs<'_>) -> VmPlan {
         machine_id: format!("{0}{0}{1}", row.id, &row.id.as_str()[..8]),
         unix_ns: 0,
         entropy: ByteString(entropy),
-        network: None,
+        network: net.guest(),
         init: if build { InitMode::Build } else { InitMode::Auto },
         env: spec.env.clone(),
         workdir: None,
@@ -139,7 +141,7 @@ pub(crate) fn plan(inputs: Inputs<'_>) -> VmPlan {
         writable,
         machine,
         guest,
-        net: NetMode::None,
+        net,
         lease: row.rm,
         boot_timeout_ms: BOOT_TIMEOUT_MS,
     }

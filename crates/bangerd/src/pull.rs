@@ -158,6 +158,7 @@ impl Daemon {
             kernel: kernel_dir,
             program: self.qemu()?,
             entropy: entropy()?,
+            net: crate::net::NetPlan::none(),
             build: true,
         });
         let guard = KillOnDrop { dir: dir.clone() };

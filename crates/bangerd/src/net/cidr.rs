@@ -48,7 +48,11 @@ const fn mask(prefix_len: u8) -> u32 {
 impl fmt::Display for Cidr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let address = Ipv4Addr::from_bits(self.address);
-        if self.prefix_len == 32 { write!(f, "{address}") } else { write!(f, "{address}/{}", self.prefix_len) }
+        if self.prefix_len == 32 {
+            write!(f, "{address}")
+        } else {
+            write!(f, "{address}/{}", self.prefix_len)
+        }
     }
 }
 

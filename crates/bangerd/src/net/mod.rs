@@ -10,6 +10,8 @@
 //! turns them into the host's own connections. Carrying it out is the supervisor's part.
 
 pub(crate) mod cidr;
+pub(crate) mod host;
+pub(crate) mod nft;
 pub(crate) mod pasta;
 pub(crate) mod policy;
 

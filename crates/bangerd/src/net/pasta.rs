@@ -16,7 +16,14 @@ use std::time::SystemTime;
 pub(crate) const NETNS_FILE: &str = "/run/user/0/netns/vm";
 /// Without these it would connect more than it should, or nothing.
 const NEEDED: [&str; 9] = [
-    "--config-net", "--netns-only", "--no-map-gw", "--no-dhcp", "--no-ndp", "--no-ra", "--no-dhcpv6", "--ns-ifname",
+    "--config-net",
+    "--netns-only",
+    "--no-map-gw",
+    "--no-dhcp",
+    "--no-ndp",
+    "--no-ra",
+    "--no-dhcpv6",
+    "--ns-ifname",
     "--tcp-ns",
 ];
 /// Used where they exist. The first keeps pasta from watching the namespace's file, the second and third are what
@@ -53,7 +60,12 @@ impl PastaPlan {
     /// What it calls its version; old packages don't know theirs.
     pub(crate) fn version(&self) -> String {
         let text = said(&self.program, "--version");
-        text.lines().find(|line| line.starts_with("pasta")).unwrap_or("pasta").escape_debug().take(80).collect()
+        text.lines()
+            .find(|line| line.starts_with("pasta"))
+            .unwrap_or("pasta")
+            .escape_debug()
+            .take(80)
+            .collect()
     }
 }
 

@@ -106,7 +106,7 @@ table inet banger {{
 		oifname "{TAP}" ip saddr {GATEWAY} ip daddr {GUEST} tcp sport 53 accept
 		oifname "{TAP}" ip daddr {GUEST} icmp type {{ echo-reply, destination-unreachable, time-exceeded }} accept
 	}}
-	chain masquerade {{
+	chain leaving {{
 		type nat hook postrouting priority srcnat; policy accept;
 		oifname "{OUT}" masquerade
 	}}
@@ -168,8 +168,17 @@ mod tests {
     fn answers_that_lead_inside_are_withheld() {
         let internet = policy(NetMode::Internet);
         for inside in [
-            "0.0.0.0", "10.1.2.3", "100.64.0.1", "127.0.0.1", "169.254.169.254", "172.31.0.1", "192.168.0.1",
-            "224.0.0.251", "255.255.255.255", "8.8.4.4", "198.51.99.200",
+            "0.0.0.0",
+            "10.1.2.3",
+            "100.64.0.1",
+            "127.0.0.1",
+            "169.254.169.254",
+            "172.31.0.1",
+            "192.168.0.1",
+            "224.0.0.251",
+            "255.255.255.255",
+            "8.8.4.4",
+            "198.51.99.200",
         ] {
             assert!(internet.withholds(inside.parse().unwrap()), "{inside}");
             assert!(!policy(NetMode::Full).withholds(inside.parse().unwrap()), "{inside}");

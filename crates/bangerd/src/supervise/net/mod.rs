@@ -10,13 +10,12 @@
 //! forwarding is turned on only after the policy is in force. Nothing is ever taken down; it goes with the namespace.
 
 mod dns;
-mod host;
 mod resolver;
 mod thread;
 
 use crate::net::pasta::NETNS_FILE;
 use crate::net::policy::Policy;
-use crate::net::{GATEWAY, GATEWAY_MAC, GUEST_MAC, NetPlan, OUT, PREFIX_LEN, TAP};
+use crate::net::{GATEWAY, GATEWAY_MAC, GUEST_MAC, NetPlan, PREFIX_LEN, TAP, host, nft};
 use anyhow::{Context as _, bail};
 use banger_sys::namespace::{self, Capability};
 use banger_sys::netif::{self, Inet4};
@@ -24,13 +23,13 @@ use banger_sys::netlink;
 use banger_vmm::{MachinePlan, NetDevice};
 use banger_wire::daemon::NetMode;
 use std::cell::RefCell;
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
 use std::path::Path;
 use std::process::Stdio;
 use std::rc::Rc;
 use std::time::Duration;
+use thread::readable;
 pub(crate) use thread::{Child, NetThread};
-use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 
@@ -45,6 +44,7 @@ pub(crate) struct Network {
     /// Runs things within the namespace.
     pub(crate) thread: Rc<NetThread>,
     tap: Option<OwnedFd>,
+    raising: bool,
     state: watch::Sender<State>,
 }
 
@@ -71,7 +71,13 @@ impl Network {
             Err(error) => (None, Some(sentence(&error))),
         };
         let state = State { settled: tap.is_none(), warning };
-        Ok(Self { plan: plan.clone(), thread: Rc::new(thread), tap, state: watch::channel(state).0 })
+        Ok(Self {
+            plan: plan.clone(),
+            thread: Rc::new(thread),
+            tap,
+            raising: false,
+            state: watch::channel(state).0,
+        })
     }
 
     /// Whether the guest has a link.
@@ -84,43 +90,52 @@ impl Network {
         self.state.subscribe()
     }
 
+    /// The tap, for the VMM to inherit.
+    pub(crate) fn tap(&self) -> Option<RawFd> {
+        self.tap.as_ref().map(|tap| tap.as_raw_fd())
+    }
+
     /// The machine with its network device.
     ///
     /// The VMM finds the tap under the number it has here. Moving it to one chosen beforehand could hit a descriptor
     /// that the start of a process itself needs.
     pub(crate) fn machine(&self, plan: &MachinePlan) -> MachinePlan {
-        let device = |tap: &OwnedFd| NetDevice { mac: GUEST_MAC.to_owned(), tap_fd: tap.as_raw_fd() };
-        MachinePlan { net: self.tap.as_ref().map(device), ..plan.clone() }
+        let device = |tap_fd| NetDevice { mac: GUEST_MAC.to_owned(), tap_fd };
+        MachinePlan { net: self.tap().map(device), ..plan.clone() }
     }
 
-    /// Puts the policy in force and then opens the way out, beside whatever else happens. Called once.
-    pub(crate) fn raise(&self) {
-        if self.tap.is_none() {
+    /// Puts the policy in force and then opens the way out, beside whatever else happens. A second call changes nothing.
+    pub(crate) fn raise(&mut self) {
+        if self.tap.is_none() || std::mem::replace(&mut self.raising, true) {
             return;
         }
         let (plan, thread, state) = (self.plan.clone(), self.thread.clone(), self.state.clone());
         tokio::task::spawn_local(async move {
             let warn = |error: &anyhow::Error| {
                 let text = sentence(error);
-                tracing::warn!("{text}");
                 state.send_replace(State { settled: true, warning: Some(text) });
             };
-            match Raised::raise(plan, thread).await {
-                Ok(mut raised) => loop {
-                    match tokio::time::timeout(RAISE_WAIT, raised.open_way()).await {
-                        Ok(Ok(())) => drop(state.send_replace(State { settled: true, warning: None })),
-                        Ok(Err(error)) => warn(&error),
-                        Err(_) => warn(&anyhow::anyhow!("`pasta` is not up after {} s", RAISE_WAIT.as_secs())),
-                    }
-                    // Returns when it is worth trying again.
-                    if let Err(error) = raised.watch(&warn).await {
-                        return warn(&error);
-                    }
-                },
-                Err(error) => warn(&error),
+            let mut raised = match within("the policy", Raised::raise(plan, thread)).await {
+                Ok(raised) => raised,
+                Err(error) => return warn(&error),
+            };
+            loop {
+                match within("`pasta`", raised.open_way()).await {
+                    Ok(()) => drop(state.send_replace(State { settled: true, warning: None })),
+                    Err(error) => warn(&error),
+                }
+                // Returns when it is worth trying again.
+                if let Err(error) = raised.watch(&warn).await {
+                    return warn(&error);
+                }
             }
         });
     }
+}
+
+async fn within<T>(what: &str, work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    let late = |_| anyhow::anyhow!("{what} is not up after {} s", RAISE_WAIT.as_secs());
+    tokio::time::timeout(RAISE_WAIT, work).await.map_err(late)?
 }
 
 /// One line for the person who started the vm.
@@ -171,12 +186,12 @@ impl Raised {
         };
         // Listening begins before the first look, so that no change falls between the two.
         let changes = netlink::Changes::open().context("listen to changes of the host's network")?;
-        let changes = AsyncFd::with_interest(changes, Interest::READABLE)?;
+        let changes = readable(changes)?;
         let policy = Policy::new(plan.mode, host::read()?.nets);
         let (program, text) = (nft.clone(), policy.render());
         let (udp, tcp) = thread
             .run(move || {
-                apply(&program, &text)?;
+                nft::apply(&program, &text)?;
                 std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").context("turn forwarding on")?;
                 resolver::bind().context("listen as the guest's resolver")
             })
@@ -199,10 +214,16 @@ impl Raised {
             bail!("the host has no default route");
         }
         let inner = self.thread.run(netlink::Changes::open).await?.context("listen to the vm's namespace")?;
-        let inner = AsyncFd::with_interest(inner, Interest::READABLE)?;
-        let program = self.plan.pasta.iter().map(|pasta| pasta.program.as_os_str()).next().unwrap_or_default();
+        let inner = readable(inner)?;
+        let program =
+            self.plan.pasta.iter().map(|pasta| pasta.program.as_os_str()).next().unwrap_or_default();
         let mut command = banger_sys::child::command(program);
-        command.args(args).env_clear().env("PATH", "/usr/bin:/bin").stdin(Stdio::null()).stdout(Stdio::null());
+        command
+            .args(args)
+            .env_clear()
+            .env("PATH", "/usr/bin:/bin")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null());
         namespace::helper(
             &mut command,
             &[Capability::NetAdmin, Capability::SysAdmin, Capability::NetBindService],
@@ -247,7 +268,7 @@ impl Raised {
             let policy = Policy::new(self.plan.mode, host.nets);
             if policy != *self.policy.borrow() {
                 let (program, text) = (self.nft.clone(), policy.render_host());
-                self.thread.run(move || apply(&program, &text)).await??;
+                self.thread.run(move || nft::apply(&program, &text)).await??;
                 *self.policy.borrow_mut() = policy;
             }
             if self.pasta.is_none() && host.has_default_route {
@@ -271,25 +292,4 @@ fn ending(status: Option<std::process::ExitStatus>) -> String {
 /// Whether pasta has configured its interface: its route is the last thing it makes.
 fn has_way_out() -> bool {
     netlink::routes().is_ok_and(|routes| routes.iter().any(|route| route.to.prefix_len == 0))
-}
-
-/// Has `nft` carry out a script in the caller's namespace: all of it or nothing.
-fn apply(program: &Path, script: &str) -> anyhow::Result<()> {
-    use std::io::Write as _;
-    let mut command = banger_sys::child::command(program.as_os_str());
-    command.args(["-f", "-"]).env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
-    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
-    namespace::helper(&mut command, &[Capability::NetAdmin]);
-    let mut child = command.spawn().context("start `nft`")?;
-    if let Some(mut input) = child.stdin.take() {
-        // When it fails here `nft` has ended, and says why.
-        let _ = input.write_all(script.as_bytes());
-    }
-    let output = child.wait_with_output().context("wait for `nft`")?;
-    if !output.status.success() {
-        let text = String::from_utf8_lossy(&output.stderr);
-        let line: String = text.lines().next().unwrap_or("it said nothing").escape_debug().take(200).collect();
-        bail!("`nft` refused the policy of `{OUT}`: {line}");
-    }
-    Ok(())
 }

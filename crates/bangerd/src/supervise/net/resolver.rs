@@ -69,11 +69,7 @@ pub(crate) fn serve(
     serve_with(udp, tcp, Resolver { policy, servers: Box::new(servers) })
 }
 
-fn serve_with(
-    udp: std::net::UdpSocket,
-    tcp: std::net::TcpListener,
-    resolver: Resolver,
-) -> io::Result<()> {
+fn serve_with(udp: std::net::UdpSocket, tcp: std::net::TcpListener, resolver: Resolver) -> io::Result<()> {
     let resolver = Rc::new(resolver);
     tokio::task::spawn_local(serve_udp(UdpSocket::from_std(udp)?, resolver.clone()));
     tokio::task::spawn_local(serve_tcp(TcpListener::from_std(tcp)?, resolver));
@@ -102,7 +98,11 @@ async fn serve_tcp(listener: TcpListener, resolver: Rc<Resolver>) {
     let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         let Ok(permit) = permits.clone().acquire_owned().await else { return };
-        let Ok((stream, _)) = listener.accept().await else { continue };
+        let Ok((stream, _)) = listener.accept().await else {
+            // Out of descriptors: the connection still waits, and so does the next try.
+            tokio::time::sleep(SERVER_WAIT).await;
+            continue;
+        };
         let resolver = resolver.clone();
         tokio::task::spawn_local(async move {
             // A guest that breaks off concerns nobody.

@@ -4,7 +4,7 @@ use anyhow::Context as _;
 use banger_sys::namespace;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use rustix::thread::UnshareFlags;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::process::ExitStatus;
 use std::sync::mpsc;
 use tokio::io::Interest;
@@ -29,10 +29,7 @@ impl NetThread {
             .spawn(move || queue.into_iter().for_each(|job| job()))
             .context("start a thread")?;
         let thread = Self { jobs };
-        thread
-            .run(|| namespace::unshare(UnshareFlags::NEWNET))
-            .await?
-            .context("make a network namespace")?;
+        thread.run(|| namespace::unshare(UnshareFlags::NEWNET)).await?.context("make a network namespace")?;
         Ok(thread)
     }
 
@@ -48,7 +45,15 @@ impl NetThread {
     }
 }
 
+/// Registers a descriptor whose owner keeps it open and unchanged; `AsFd` is that promise.
+#[allow(deprecated, reason = "what replaces it is unsafe, because it takes types that don't promise it")]
+pub(crate) fn readable<T: AsFd + AsRawFd>(inner: T) -> std::io::Result<AsyncFd<T>> {
+    AsyncFd::with_interest(inner, Interest::READABLE)
+}
+
 /// A process whose end can be waited for beside other things.
+///
+/// One that nobody holds any more is ended.
 #[derive(Debug)]
 pub(crate) struct Child {
     process: std::process::Child,
@@ -60,7 +65,7 @@ impl Child {
     pub(crate) fn new(process: std::process::Child) -> anyhow::Result<Self> {
         let pid = Pid::from_raw(i32::try_from(process.id())?).context("no process id")?;
         let handle = pidfd_open(pid, PidfdFlags::NONBLOCK).context("watch a process")?;
-        Ok(Self { process, handle: AsyncFd::with_interest(handle, Interest::READABLE)? })
+        Ok(Self { process, handle: readable(handle)? })
     }
 
     /// Its id within the vm's pid namespace.
@@ -81,7 +86,13 @@ impl Child {
     /// Returns when it has ended; again and again after that.
     pub(crate) async fn ended(&mut self) -> Option<ExitStatus> {
         // A pidfd is readable from the end of its process on, so readiness is never cleared.
-        self.handle.readable().await.ok()?;
+        self.handle.readable().await.ok()?.retain_ready();
         self.process.wait().ok()
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        self.kill();
     }
 }

@@ -11,6 +11,7 @@ use std::rc::Rc;
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 
 const PUBLIC: Ipv4Addr = Ipv4Addr::new(93, 184, 216, 34);
+const LAN: Ipv4Addr = Ipv4Addr::new(192, 168, 1, 1);
 const ANY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
 fn run(test: impl Future<Output = ()>) {
@@ -84,7 +85,7 @@ fn queries_are_passed_on_and_forgeries_are_not() {
 #[test]
 fn names_that_lead_inside_do_not_exist() {
     run(async {
-        let server = upstream(&[PUBLIC, Ipv4Addr::new(192, 168, 1, 1)]).await;
+        let server = upstream(&[PUBLIC, LAN]).await;
         let bytes = query("rebinding.example", 1);
         let internet = start(NetMode::Internet, vec![server]);
         for given in [ask_udp(internet, &bytes).await, ask_tcp(internet, &bytes).await] {

@@ -76,11 +76,10 @@ impl Changes {
     /// Takes what has been told so far. Losing some is fine: all that is said is that something changed.
     pub fn drain(&self) {
         let mut chunk = vec![0; CHUNK_LEN];
-        // An overflow (ENOBUFS) is told once and then cleared.
-        while !matches!(
-            rustix::net::recv(&self.0, chunk.as_mut_slice(), RecvFlags::empty()),
-            Err(rustix::io::Errno::AGAIN)
-        ) {}
+        // An overflow is told once and then cleared.
+        while let Ok(_) | Err(rustix::io::Errno::NOBUFS) =
+            rustix::net::recv(&self.0, chunk.as_mut_slice(), RecvFlags::empty())
+        {}
     }
 }
 

@@ -74,6 +74,7 @@ pub(crate) async fn run(plan: &VmPlan) -> anyhow::Result<VmEnd> {
         shared: shared.clone(),
         network_state: network.subscribe(),
         network,
+        network_told: false,
         started,
         configured: false,
         init_ready: false,
@@ -98,6 +99,8 @@ struct Life<'a> {
     shared: Rc<Shared>,
     network: Network,
     network_state: watch::Receiver<State>,
+    /// The network's part of the timings has been told.
+    network_told: bool,
     started: Instant,
     /// The guest has configured itself; it is ready once the network is settled too.
     configured: bool,
@@ -231,6 +234,10 @@ impl Life<'_> {
             changed
         });
         if settled {
+            if !self.network_told {
+                self.network_told = true;
+                self.stage("network");
+            }
             self.become_ready();
         }
     }
@@ -238,7 +245,6 @@ impl Life<'_> {
     /// Sessions can be opened once guest and network are as far as they get.
     fn become_ready(&self) {
         if self.configured && self.is_booting() && self.network_state.borrow().settled {
-            self.stage("network");
             let phase = if self.init_ready { Phase::InitReady } else { Phase::Ready };
             self.shared.status.send_modify(|status| status.phase = phase);
         }

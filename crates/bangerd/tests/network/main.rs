@@ -190,3 +190,24 @@ fn an_address_the_host_gets_later_is_out_of_reach() {
     });
     assert!(output.starts_with("public") && output.trim_end().ends_with("refused"), "{output}\n{errors}");
 }
+
+#[test]
+fn what_is_missing_is_said_and_the_vm_boots() {
+    let name = "what_is_missing_is_said_and_the_vm_boots";
+    let script = format!("curl -sS -m 4 http://{PUBLIC}/ || echo unreachable");
+    for (path, cover, told) in [
+        ("/usr/bin/pasta", "/dev/null", "`pasta` is not installed"),
+        ("/usr/sbin/nft", "/dev/null", "`nft` is not installed"),
+        // There, and failing: no policy, so no way out.
+        ("/usr/sbin/nft", "/bin/false", "`nft` refused the policy"),
+        ("/dev/net/tun", "/dev/null", "open `/dev/net/tun`"),
+    ] {
+        let Some((world, store)) = prepare(name, ORDINARY_UID) else { return };
+        world.cover(path, cover);
+        let (output, errors) = store.run(&world, &[], &script);
+        assert_eq!(output.trim(), "unreachable", "{path}\n{errors}");
+        let warnings: Vec<&str> = errors.lines().filter(|line| line.starts_with("warning")).collect();
+        assert!(warnings.len() == 1 && warnings[0].contains(told), "{path}\n{errors}");
+        assert_eq!(world.heard(), [""; 0], "{path}");
+    }
+}

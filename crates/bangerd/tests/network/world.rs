@@ -122,6 +122,11 @@ impl World {
         self.host.ip("route del default");
     }
 
+    /// Puts a file in the place of another, for what runs on the host.
+    pub(crate) fn cover(&self, path: &'static str, with: &'static str) {
+        self.host.run(move || rustix::mount::mount_bind(with, path).unwrap());
+    }
+
     /// Makes the public address one of the host's own.
     pub(crate) fn take_public_address(&self) {
         self.host.ip("addr add 93.184.216.34/32 dev lo");

@@ -7,4 +7,5 @@ pub mod child;
 pub mod filesystem;
 pub mod namespace;
 pub mod netif;
+pub mod netlink;
 pub mod tsc;

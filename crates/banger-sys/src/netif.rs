@@ -95,6 +95,21 @@ pub fn set_address(name: &str, inet: Inet4) -> io::Result<()> {
     ioctl(&fd, libc::SIOCSIFNETMASK as libc::Ioctl, &mut request)
 }
 
+/// Gives an interface a hardware address.
+///
+/// # Errors
+/// When there is no such interface or the caller may not change it.
+pub fn set_mac(name: &str, mac: [u8; 6]) -> io::Result<()> {
+    let fd = socket(rustix::net::AddressFamily::INET)?;
+    let mut request = request(name)?;
+    let mut data = [0; 14];
+    for (to, from) in data.iter_mut().zip(mac) {
+        *to = from.cast_signed();
+    }
+    request.ifr_ifru.ifru_hwaddr = libc::sockaddr { sa_family: libc::ARPHRD_ETHER, sa_data: data };
+    ioctl(&fd, libc::SIOCSIFHWADDR as libc::Ioctl, &mut request)
+}
+
 /// Adds a default route through `gateway`.
 ///
 /// # Errors

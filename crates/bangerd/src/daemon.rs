@@ -3,6 +3,7 @@
 //! State of a running vm is its supervisor's; the daemon watches it and writes down what it hears. After a crash the
 //! locks on the disks say which vms run, and the ordinary start-up path picks them up again.
 
+use crate::net::NetPlan;
 use crate::paths::Paths;
 use crate::plan::{CONSOLE_FILE, DISK_FILE, Inputs, SOCKET_FILE};
 use crate::pull::{ROOTFS_FILE, entropy};
@@ -156,11 +157,6 @@ impl Daemon {
                 .hinted("leave `--vmm` out, or use `--vmm qemu`")
                 .into());
         }
-        if matches!(spec.net, Some(NetMode::Internet | NetMode::Full)) {
-            return Err(WireError::new(ErrorCode::Invalid, "vms have no outbound network yet")
-                .hinted("leave `--net` out, or use `--net none`")
-                .into());
-        }
         let cpus = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
         let vcpu = spec.vcpu.unwrap_or((cpus / 4).clamp(1, 4));
         if !(1..=VCPU_MAX).contains(&vcpu) {
@@ -205,7 +201,7 @@ impl Daemon {
             image,
             kernel,
             vmm: "qemu".to_owned(),
-            net: NetMode::None,
+            net: net_mode(spec),
             emulated: true,
         };
         Ok(Resolved { summary, given_name: spec.name.is_some() })
@@ -292,6 +288,7 @@ impl Daemon {
             program: self.qemu()?,
             entropy: entropy()?,
             tsc_khz: self.tsc_khz().await,
+            net: NetPlan::find(net_mode(&spec)),
             build: false,
         });
         self.store.set_state(&row.id, VmState::Starting, None)?;
@@ -345,6 +342,9 @@ impl Daemon {
                     let _ = events.send(Event::Warning { text });
                 }
             }
+        }
+        if let Some(text) = status.as_ref().and_then(|status| status.network_warning.clone()) {
+            let _ = events.send(Event::Warning { text });
         }
         let view = self.view(&self.row(row.id.as_str())?);
         Ok(StartedVm {
@@ -512,6 +512,10 @@ impl Daemon {
     pub(crate) fn view(&self, row: &VmRow) -> VmView {
         let dir = self.paths.vm(row.id.as_str());
         let status = self.running().get(row.id.as_str()).cloned();
+        // What is in force: without a way out that is nothing, whatever was asked for.
+        let cut_off = status.as_ref().is_some_and(|status| status.network_warning.is_some());
+        let asked = serde_json::from_str(&row.spec).map_or(NetMode::None, |spec| net_mode(&spec));
+        let net = if cut_off { NetMode::None } else { asked };
         let disk = std::fs::metadata(dir.join(DISK_FILE)).map_or(0, |metadata| metadata.blocks() * 512);
         VmView {
             id: row.id.clone(),
@@ -524,7 +528,7 @@ impl Daemon {
             memory: row.memory,
             disk_size: row.disk_size,
             disk_used_bytes: disk,
-            net: NetMode::None,
+            net,
             vmm: "qemu".to_owned(),
             vmm_pid: status.as_ref().and_then(|status| status.vmm_pid),
             boot_id: status.as_ref().and_then(|status| Some(status.hello.as_ref()?.boot_id.clone())),
@@ -603,6 +607,11 @@ impl Daemon {
         std::fs::remove_dir_all(dir).with_context(|| format!("remove `{}`", dir.display()))?;
         Ok(Outcome::Done)
     }
+}
+
+/// What a vm may reach when nothing else was asked for: the internet, and not the machines around it.
+fn net_mode(spec: &VmSpec) -> NetMode {
+    spec.net.unwrap_or(NetMode::Internet)
 }
 
 fn lost() -> VmEnd {

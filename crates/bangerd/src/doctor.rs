@@ -1,7 +1,10 @@
 //! Checks of the machine, first version: what has to be there for a vm to boot, then a boot.
 
 use crate::daemon::Daemon;
+use crate::net::{self, host, nft, pasta::PastaPlan};
+use anyhow::Context as _;
 use banger_wire::daemon::{Check, Event, Outcome, Verdict, VmSpec};
+use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
@@ -20,7 +23,9 @@ pub(crate) async fn run(daemon: &Arc<Daemon>, events: &UnboundedSender<Event>) -
         }
     }
     report("acceleration", Verdict::Warn, "software emulation; KVM is not used yet".to_owned(), None);
-    report("network", Verdict::Warn, "vms have no outbound network yet".to_owned(), None);
+    for check in network() {
+        let _ = events.send(Event::Check(check));
+    }
     let kernels = daemon.store.kernels()?.len();
     let images = daemon.store.images()?;
     let Some(image) = images.iter().find(|image| image.name.ends_with("-slim")).or(images.first()) else {
@@ -42,4 +47,47 @@ pub(crate) async fn run(daemon: &Arc<Daemon>, events: &UnboundedSender<Event>) -
     }
     daemon.release(&row).await?;
     Ok(Outcome::Done)
+}
+
+/// What a vm needs to reach the network. Without one of these it boots all the same, cut off.
+fn network() -> Vec<Check> {
+    let check = |name: &str, result: anyhow::Result<String>, hint: &str| {
+        let (verdict, detail, hint) = match result {
+            Ok(detail) => (Verdict::Pass, detail, None),
+            Err(error) => (Verdict::Warn, format!("{error:#}"), Some(hint.to_owned())),
+        };
+        Check { name: name.to_owned(), verdict, detail, hint }
+    };
+    let missing = |name: &str| anyhow::anyhow!("`{name}` is not installed");
+    let (pasta_hint, nft_hint) = ("sudo apt-get install passt", "sudo apt-get install nftables");
+    vec![
+        check("tap devices", tap_devices(), "sudo modprobe tun && sudo chmod 0666 /dev/net/tun"),
+        check("pasta", net::program("pasta").ok_or_else(|| missing("pasta")).and_then(usable), pasta_hint),
+        check("nft", net::program("nft").ok_or_else(|| missing("nft")).and_then(filters), nft_hint),
+        check("route", default_route(), "ip route show default"),
+    ]
+}
+
+fn tap_devices() -> anyhow::Result<String> {
+    let path = "/dev/net/tun";
+    std::fs::File::options().read(true).write(true).open(path).with_context(|| format!("open `{path}`"))?;
+    Ok(format!("`{path}` can be opened"))
+}
+
+fn usable(program: PathBuf) -> anyhow::Result<String> {
+    let plan = PastaPlan::probe(program);
+    let version = plan.version();
+    plan.args.with_context(|| format!("`{version}` lacks options that vms need"))?;
+    Ok(format!("{}, {version}", plan.program.display()))
+}
+
+fn filters(program: PathBuf) -> anyhow::Result<String> {
+    nft::try_out(&program)?;
+    Ok(format!("{}, took the policy in a namespace of its own", program.display()))
+}
+
+fn default_route() -> anyhow::Result<String> {
+    let host = host::read()?;
+    anyhow::ensure!(host.has_default_route, "this machine has no default route");
+    Ok(format!("there is one; {} networks of this machine are out of vms' reach", host.nets.len()))
 }

@@ -3,11 +3,12 @@
 //! The daemon writes it into the vm's directory; the supervisor executes it and needs nothing else, so a daemon
 //! that dies between the two changes nothing.
 
+use crate::net::NetPlan;
 use crate::store::VmRow;
 use banger_image::oci::ImageConfig;
 use banger_vmm::{Drive, MachinePlan};
 use banger_wire::bytes::ByteString;
-use banger_wire::daemon::{NetMode, VmSpec};
+use banger_wire::daemon::VmSpec;
 use banger_wire::guest::{GuestConfig, GuestDrives, InitMode};
 use banger_wire::names::{VmId, VmName};
 use serde::{Deserialize, Serialize};
@@ -47,7 +48,7 @@ pub(crate) struct VmPlan {
     /// What the guest becomes.
     pub(crate) guest: GuestConfig,
     /// Outbound network.
-    pub(crate) net: NetMode,
+    pub(crate) net: NetPlan,
     /// The vm ends when the connection that holds its lease ends.
     pub(crate) lease: bool,
     /// How long the agent may stay silent before the boot counts as failed, in milliseconds.
@@ -82,6 +83,7 @@ pub(crate) struct Inputs<'a> {
     pub(crate) program: PathBuf,
     pub(crate) entropy: Vec<u8>,
     pub(crate) tsc_khz: Option<u64>,
+    pub(crate) net: NetPlan,
     /// The vm writes the image itself and boots no further than the agent.
     pub(crate) build: bool,
 }
@@ -94,7 +96,7 @@ fn image_env(config: &ImageConfig) -> impl Iterator<Item = (ByteString, ByteStri
 
 /// Decides everything about a vm.
 pub(crate) fn plan(inputs: Inputs<'_>) -> VmPlan {
-    let Inputs { row, spec, config, dir, image, kernel, initramfs, program, entropy, tsc_khz, build } =
+    let Inputs { row, spec, config, dir, image, kernel, initramfs, program, entropy, tsc_khz, net, build } =
         inputs;
     let inside = |name: &str| PathBuf::from(INSIDE).join(name);
     let mut binds = vec![
@@ -130,7 +132,7 @@ pub(crate) fn plan(inputs: Inputs<'_>) -> VmPlan {
         machine_id: format!("{0}{0}{1}", row.id, &row.id.as_str()[..8]),
         unix_ns: 0,
         entropy: ByteString(entropy),
-        network: None,
+        network: net.guest(),
         init: if build { InitMode::Build } else { InitMode::Auto },
         env: image_env(config).chain(spec.env.iter().cloned()).collect(),
         workdir: config.workdir.clone().filter(|workdir| !workdir.is_empty()).map(ByteString::from),
@@ -151,7 +153,7 @@ pub(crate) fn plan(inputs: Inputs<'_>) -> VmPlan {
         writable,
         machine,
         guest,
-        net: NetMode::None,
+        net,
         lease: row.rm,
         boot_timeout_ms: BOOT_TIMEOUT_MS,
     }

@@ -298,6 +298,7 @@ impl Daemon {
             program: self.qemu()?,
             entropy: entropy()?,
             tsc_khz: self.tsc_khz().await,
+            net: crate::net::NetPlan::none(),
             build: true,
         });
         let guard = KillOnDrop { dir: dir.clone() };

@@ -3,7 +3,8 @@
 //! ```text
 //! owner's process      reads the plan, locks the disk, unshares user, mount, pid, ipc and uts namespaces, splits, ends
 //!   process 1 of them  private root ([`root`]), then everything else
-//!     thread "net"     its own network namespace; starts the VMM there ([`machine`])
+//!     thread "net"     the vm's network namespace ([`net`]); starts the VMM there ([`machine`])
+//!     child pasta      the host's network namespace, joined to the vm's
 //! ```
 //!
 //! The lock on the disk is the vm's liveness: it goes with the last process that holds it, whatever the reason. When
@@ -14,6 +15,7 @@ mod console;
 mod link;
 mod machine;
 mod monitor;
+mod net;
 mod root;
 mod vm;
 

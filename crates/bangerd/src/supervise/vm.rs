@@ -2,9 +2,9 @@
 
 use super::console::Console;
 use super::link::Link;
-use super::machine::Vmm;
 use super::monitor::Monitor;
-use super::{client, root};
+use super::net::{Child, Network, State};
+use super::{client, machine, root};
 use crate::plan::{CONSOLE_FILE, SOCKET_FILE, VmPlan};
 use anyhow::Context as _;
 use banger_vmm::qmp::Event;
@@ -79,13 +79,26 @@ pub(crate) async fn run(plan: &VmPlan) -> anyhow::Result<VmEnd> {
     let _ = std::fs::remove_file(&socket);
     let listener = UnixListener::bind(&socket).context("listen on the vm's socket")?;
     tokio::task::spawn_local(client::serve(listener, shared.clone()));
-    let mut life = Life { plan, shared: shared.clone(), started, stop_reason: None };
+    let network = Network::create(&plan.net).await?;
+    let mut life = Life {
+        plan,
+        shared: shared.clone(),
+        network_state: network.subscribe(),
+        network,
+        network_told: false,
+        started,
+        configured: false,
+        init_ready: false,
+        stop_reason: None,
+    };
+    life.stage("make network");
     let end = loop {
         match life.boot(&mut order_queue).await? {
             Outcome::End(end) => break end,
             Outcome::Silent => shared.status.send_modify(|status| status.watchdog_restarts += 1),
             Outcome::Again => {
                 life.started = Instant::now();
+                (life.configured, life.init_ready) = (false, false);
                 shared.status.send_modify(|status| {
                     status.phase = Phase::Preparing;
                     status.hello = None;
@@ -104,27 +117,38 @@ pub(crate) async fn run(plan: &VmPlan) -> anyhow::Result<VmEnd> {
 struct Life<'a> {
     plan: &'a VmPlan,
     shared: Rc<Shared>,
+    network: Network,
+    network_state: watch::Receiver<State>,
+    /// The network's part of the timings has been told.
+    network_told: bool,
     started: Instant,
+    /// The guest has configured itself; it is ready once the network is settled too.
+    configured: bool,
+    /// The image's init has reported that it is done.
+    init_ready: bool,
     stop_reason: Option<EndReason>,
 }
 
 impl Life<'_> {
     /// Starts the VMM once and stays with it until it has ended.
     async fn boot(&mut self, orders: &mut mpsc::Receiver<Order>) -> anyhow::Result<Outcome> {
-        let launch = banger_vmm::qemu::launch(&self.plan.machine);
-        let mut vmm = Vmm::start(&launch).await?;
+        let launch = banger_vmm::qemu::launch(&self.network.machine(&self.plan.machine));
+        let mut vmm = machine::start(&launch, self.network.tap(), &self.network.thread).await?;
         self.shared.status.send_modify(|status| {
             status.phase = Phase::Booting;
-            status.vmm_pid = Some(vmm.pid);
+            status.vmm_pid = Some(vmm.pid());
         });
+        // Not before the VMM: the guest takes longer to boot than the rest of the network to be made.
+        self.network.raise();
+        self.network_state.mark_changed();
         self.stage("start vmm");
         let (heard, mut hears) = watch::channel(());
         let console = Rc::new(RefCell::new(Console::create(&Path::new(root::VM_DIR).join(CONSOLE_FILE))?));
-        let output = vmm.console.take().context("the VMM has no console")?;
+        let output = vmm.output().context("the VMM has no console")?;
         let reading = tokio::task::spawn_local(read_console(output, console.clone(), heard));
         let connected = tokio::select! {
             link = Link::connect(&launch.agent_socket) => Some(link.context("connect to the agent's port")?),
-            _ = &mut vmm.ended => None,
+            _ = vmm.ended() => None,
         };
         let Some((link, mut messages)) = connected else {
             let _ = reading.await;
@@ -142,7 +166,7 @@ impl Life<'_> {
             let ready = self.is_ready();
             let restarts = self.shared.status.borrow().watchdog_restarts;
             tokio::select! {
-                _ = &mut vmm.ended => {
+                _ = vmm.ended() => {
                     let _ = reading.await;
                     *self.shared.link.borrow_mut() = None;
                     while let Some(event) = monitor.next().await {
@@ -171,10 +195,11 @@ impl Life<'_> {
                     spoken = true;
                     self.message(message, &link).await;
                 }
+                Ok(()) = self.network_state.changed() => self.network_changed(),
                 Some(order) = orders.recv() => kill_at = self.order(order, &link, &vmm).await.or(kill_at),
                 () = tokio::time::sleep_until(silence), if !spoken && restarts < RESTARTS_MAX => {
                     vmm.kill();
-                    let _ = (&mut vmm.ended).await;
+                    let _ = vmm.ended().await;
                     return Ok(Outcome::Silent);
                 }
                 () = tokio::time::sleep_until(boot_deadline.into()), if self.is_booting() => {
@@ -211,26 +236,58 @@ impl Life<'_> {
                 self.stage("boot to agent");
                 let mut config = self.plan.guest.clone();
                 config.unix_ns = unix_ns();
+                if !self.network.has_link() {
+                    config.network = None;
+                }
                 link.control(&HostMessage::Configure(Box::new(config))).await;
             }
             GuestMessage::Configured { .. } if self.is_booting() => {
                 *self.shared.link.borrow_mut() = Some(link.clone());
                 self.stage("configure guest");
-                self.shared.status.send_modify(|status| status.phase = Phase::Ready);
+                self.configured = true;
+                self.become_ready();
             }
             GuestMessage::ConfigureFailed { stage, message } => {
                 let printable = |text: &str| text.escape_debug().take(300).collect::<String>();
                 self.fail(&printable(&stage), printable(&message));
             }
-            GuestMessage::InitReady if self.is_ready() => {
-                self.shared.status.send_modify(|status| status.phase = Phase::InitReady);
+            GuestMessage::InitReady => {
+                self.init_ready = true;
+                if self.is_ready() {
+                    self.shared.status.send_modify(|status| status.phase = Phase::InitReady);
+                }
             }
             _ => {}
         }
     }
 
+    fn network_changed(&mut self) {
+        let state = self.network_state.borrow_and_update().clone();
+        let settled = state.settled;
+        self.shared.status.send_if_modified(|status| {
+            let changed = status.network_warning != state.warning;
+            status.network_warning = state.warning;
+            changed
+        });
+        if settled {
+            if !self.network_told {
+                self.network_told = true;
+                self.stage("network");
+            }
+            self.become_ready();
+        }
+    }
+
+    /// Sessions can be opened once guest and network are as far as they get.
+    fn become_ready(&self) {
+        if self.configured && self.is_booting() && self.network_state.borrow().settled {
+            let phase = if self.init_ready { Phase::InitReady } else { Phase::Ready };
+            self.shared.status.send_modify(|status| status.phase = phase);
+        }
+    }
+
     /// Carries an order out; returns when the VMM has to be killed, if it then still runs.
-    async fn order(&mut self, order: Order, link: &Link, vmm: &Vmm) -> Option<tokio::time::Instant> {
+    async fn order(&mut self, order: Order, link: &Link, vmm: &Child) -> Option<tokio::time::Instant> {
         match order {
             Order::Stop { grace_ms } if self.is_ready() => {
                 self.stop_reason = Some(EndReason::Stopped);

@@ -1,0 +1,90 @@
+//! The outbound network of a vm: what is decided before it starts.
+//!
+//! ```text
+//! guest 10.231.7.2 ── tap0 10.231.7.1 ── forward, policy, masquerade ── out0 10.231.7.5 ── pasta ── host's sockets
+//!                        └ resolver, port 53                     the vm's network namespace │ the host's
+//! ```
+//!
+//! Names and addresses are the same in every vm, each in a namespace of its own: nothing has to be allocated, two vms
+//! can't meet, and a vm's memory fits every namespace. [`policy`] is what packets may do, [`pasta`] the process that
+//! turns them into the host's own connections. Carrying it out is the supervisor's part.
+
+pub(crate) mod cidr;
+pub(crate) mod host;
+pub(crate) mod nft;
+pub(crate) mod pasta;
+pub(crate) mod policy;
+
+use banger_wire::daemon::NetMode;
+use banger_wire::guest::GuestNetwork;
+use serde::{Deserialize, Serialize};
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+
+/// The vm's link, seen from the host.
+pub(crate) const TAP: &str = "tap0";
+/// The interface that pasta makes and serves.
+pub(crate) const OUT: &str = "out0";
+/// The guest's address.
+pub(crate) const GUEST: Ipv4Addr = Ipv4Addr::new(10, 231, 7, 2);
+/// The guest's way out and its resolver: the address of [`TAP`].
+pub(crate) const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 231, 7, 1);
+/// The address of [`OUT`]; what leaves the vm has it as its source until pasta gives it the host's.
+pub(crate) const OUTER: Ipv4Addr = Ipv4Addr::new(10, 231, 7, 5);
+/// Where [`OUT`] sends everything; nobody has this address.
+pub(crate) const OUTER_GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 231, 7, 6);
+/// Prefix length of both links.
+pub(crate) const PREFIX_LEN: u8 = 30;
+/// The guest's hardware address.
+pub(crate) const GUEST_MAC: &str = "52:54:00:e7:07:02";
+/// The hardware address of [`TAP`]: fixed, so that a guest restored from memory finds its neighbour.
+pub(crate) const GATEWAY_MAC: [u8; 6] = [0x52, 0x54, 0x00, 0xe7, 0x07, 0x01];
+
+/// Outbound network, decided.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct NetPlan {
+    /// What the guest may reach.
+    pub(crate) mode: NetMode,
+    /// `nft`; none when it is not installed, and the vm has no way out then.
+    pub(crate) nft: Option<PathBuf>,
+    /// What makes connections for the guest; none when it is not installed.
+    pub(crate) pasta: Option<pasta::PastaPlan>,
+}
+
+impl NetPlan {
+    /// No interface at all.
+    pub(crate) fn none() -> Self {
+        Self { mode: NetMode::None, nft: None, pasta: None }
+    }
+
+    /// Finds what the mode needs on this machine.
+    pub(crate) fn find(mode: NetMode) -> Self {
+        if mode == NetMode::None {
+            return Self::none();
+        }
+        Self { mode, nft: program("nft"), pasta: program("pasta").map(pasta::PastaPlan::probe) }
+    }
+
+    /// What the guest is told; none when it has no interface.
+    pub(crate) fn guest(&self) -> Option<GuestNetwork> {
+        (self.mode != NetMode::None).then(|| GuestNetwork {
+            mac: GUEST_MAC.to_owned(),
+            address: GUEST,
+            prefix_len: PREFIX_LEN,
+            gateway: GATEWAY,
+            ipv6: None,
+            resolver: GATEWAY,
+            hosts: std::collections::BTreeMap::default(),
+        })
+    }
+}
+
+/// Finds a program of the system. Users' paths often lack the directories of system programs.
+pub(crate) fn program(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let system = ["/usr/sbin", "/usr/bin", "/sbin", "/bin"].map(PathBuf::from);
+    // Only what the vm's private root shows can be run there, and that is the system's directories.
+    let shown = |path: &PathBuf| path.starts_with("/usr") || system.iter().any(|dir| path.starts_with(dir));
+    let found = std::env::split_paths(&path).chain(system.clone()).map(|dir| dir.join(name));
+    found.filter(shown).find(|path| path.is_file())
+}

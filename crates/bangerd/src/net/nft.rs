@@ -1,0 +1,47 @@
+//! Running `nft`, which changes the packet filter of its own network namespace.
+
+use super::policy::Policy;
+use anyhow::{Context as _, bail};
+use banger_sys::namespace::{self, Capability};
+use banger_wire::daemon::NetMode;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+/// Has `nft` carry out a script in the caller's namespace: all of it or nothing.
+pub(crate) fn apply(program: &Path, script: &str) -> anyhow::Result<()> {
+    let mut command = command(program);
+    namespace::helper(&mut command, &[Capability::NetAdmin]);
+    run(command, script)
+}
+
+/// Tries the default policy in namespaces of its own: `nft` may be there and the kernel lack what it asks for.
+pub(crate) fn try_out(program: &Path) -> anyhow::Result<()> {
+    let mut command = command(program);
+    namespace::isolated(&mut command);
+    namespace::helper(&mut command, &[Capability::NetAdmin]);
+    run(command, &Policy::new(NetMode::Internet, Vec::new()).render())
+}
+
+fn command(program: &Path) -> Command {
+    let mut command = banger_sys::child::command(program.as_os_str());
+    command.args(["-f", "-"]).env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+    command
+}
+
+fn run(mut command: Command, script: &str) -> anyhow::Result<()> {
+    use std::io::Write as _;
+    let mut child = command.spawn().context("start `nft`")?;
+    if let Some(mut input) = child.stdin.take() {
+        // When it fails here `nft` has ended, and says why.
+        let _ = input.write_all(script.as_bytes());
+    }
+    let output = child.wait_with_output().context("wait for `nft`")?;
+    if !output.status.success() {
+        let text = String::from_utf8_lossy(&output.stderr);
+        let line: String =
+            text.lines().next().unwrap_or("it said nothing").escape_debug().take(200).collect();
+        bail!("`nft` refused the policy: {line}");
+    }
+    Ok(())
+}

@@ -1,0 +1,265 @@
+//! As much of DNS messages as a forwarder has to understand. Bytes come from the guest and from whoever answers for the
+//! host; both are taken apart with bounds and without following compression pointers, so nothing can loop.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+const HEADER_LEN: usize = 12;
+const NAME_LEN_MAX: usize = 255;
+const TYPE_A: u16 = 1;
+const TYPE_AAAA: u16 = 28;
+
+/// An outcome, as in the header of an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Rcode {
+    FormatError = 1,
+    ServerFailure = 2,
+    NoSuchName = 3,
+}
+
+/// A message with one question that can be passed on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Query {
+    bytes: Vec<u8>,
+    question_end: usize,
+}
+
+/// What a guest sent.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Parsed {
+    /// A query.
+    Query(Query),
+    /// Not one, but it can be told so.
+    Refuse(Vec<u8>),
+    /// Nothing to answer.
+    Ignore,
+}
+
+/// Takes apart what a guest sent.
+pub(crate) fn parse(bytes: &[u8]) -> Parsed {
+    let Some(header) = bytes.get(..HEADER_LEN) else { return Parsed::Ignore };
+    if header[2] & 0x80 != 0 {
+        // An answer: answering answers is how two servers keep each other busy.
+        return Parsed::Ignore;
+    }
+    let standard = header[2] & 0x78 == 0;
+    match question_end(bytes) {
+        Some(question_end) if standard => Parsed::Query(Query { bytes: bytes.to_vec(), question_end }),
+        _ => {
+            let mut answer = header.to_vec();
+            answer[2] |= 0x80;
+            answer[3] = 0x80 | Rcode::FormatError as u8;
+            answer[4..].fill(0);
+            Parsed::Refuse(answer)
+        }
+    }
+}
+
+impl Query {
+    /// The guest's own number of it.
+    pub(crate) fn id(&self) -> [u8; 2] {
+        [self.bytes[0], self.bytes[1]]
+    }
+
+    /// The message under another number.
+    pub(crate) fn with_id(&self, id: [u8; 2]) -> Vec<u8> {
+        let mut bytes = self.bytes.clone();
+        bytes[..2].copy_from_slice(&id);
+        bytes
+    }
+
+    /// Whether a message is an answer to this query sent with that number.
+    pub(crate) fn is_answered_by(&self, answer: &[u8], id: [u8; 2]) -> bool {
+        let ours = &self.bytes[HEADER_LEN..self.question_end];
+        answer.len() >= self.question_end
+            && answer[..2] == id
+            && answer[2] & 0x80 != 0
+            && question_end(answer) == Some(self.question_end)
+            // Some resolvers change the case of names.
+            && answer[HEADER_LEN..self.question_end].eq_ignore_ascii_case(ours)
+    }
+
+    /// An answer without records.
+    pub(crate) fn fail(&self, rcode: Rcode) -> Vec<u8> {
+        let mut answer = self.bytes[..self.question_end].to_vec();
+        answer[2] |= 0x80;
+        answer[3] = 0x80 | rcode as u8;
+        answer[6..HEADER_LEN].fill(0);
+        answer
+    }
+
+    /// The address a reverse lookup asks about.
+    pub(crate) fn reverse(&self) -> Option<Ipv4Addr> {
+        let mut labels = Vec::new();
+        let mut at = HEADER_LEN;
+        while let Some(&len) = self.bytes.get(at)
+            && len != 0
+        {
+            labels.push(self.bytes.get(at + 1..at + 1 + usize::from(len))?);
+            at += 1 + usize::from(len);
+        }
+        let [d, c, b, a, inverse, root] = labels.as_slice() else { return None };
+        if !inverse.eq_ignore_ascii_case(b"in-addr") || !root.eq_ignore_ascii_case(b"arpa") {
+            return None;
+        }
+        let number = |label: &[u8]| std::str::from_utf8(label).ok()?.parse::<u8>().ok();
+        Some(Ipv4Addr::new(number(a)?, number(b)?, number(c)?, number(d)?))
+    }
+}
+
+/// Where the only question of a message ends; none when there is not exactly one.
+fn question_end(bytes: &[u8]) -> Option<usize> {
+    if bytes.get(4..6)? != [0, 1] {
+        return None;
+    }
+    let mut at = HEADER_LEN;
+    loop {
+        let len = usize::from(*bytes.get(at)?);
+        if len > 63 || at - HEADER_LEN > NAME_LEN_MAX {
+            return None;
+        }
+        at += 1 + len;
+        if len == 0 {
+            break;
+        }
+    }
+    (at + 4 <= bytes.len() && at - HEADER_LEN <= NAME_LEN_MAX).then_some(at + 4)
+}
+
+/// The outcome of an answer.
+pub(crate) fn rcode(answer: &[u8]) -> u8 {
+    answer.get(3).map_or(Rcode::ServerFailure as u8, |flags| flags & 0x0f)
+}
+
+/// The addresses all records of an answer name; none when it is malformed.
+pub(crate) fn addresses(answer: &[u8]) -> Option<Vec<IpAddr>> {
+    let count = |at: usize| Some(u32::from(u16::from_be_bytes([*answer.get(at)?, *answer.get(at + 1)?])));
+    let records = count(6)? + count(8)? + count(10)?;
+    let mut at = question_end(answer)?;
+    let mut found = Vec::new();
+    for _ in 0..records {
+        at = skip_name(answer, at)?;
+        let fixed = answer.get(at..at + 10)?;
+        let kind = u16::from_be_bytes([fixed[0], fixed[1]]);
+        let len = usize::from(u16::from_be_bytes([fixed[8], fixed[9]]));
+        at += 10;
+        let data = answer.get(at..at + len)?;
+        at += len;
+        match kind {
+            TYPE_A => found.push(Ipv4Addr::from(<[u8; 4]>::try_from(data).ok()?).into()),
+            TYPE_AAAA => found.push(Ipv6Addr::from(<[u8; 16]>::try_from(data).ok()?).into()),
+            _ => {}
+        }
+    }
+    Some(found)
+}
+
+fn skip_name(bytes: &[u8], mut at: usize) -> Option<usize> {
+    loop {
+        match *bytes.get(at)? {
+            0 => return Some(at + 1),
+            // A pointer is the end of a name.
+            len if len & 0xc0 == 0xc0 => return Some(at + 2),
+            len if len <= 63 => at += 1 + usize::from(len),
+            _ => return None,
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::{Parsed, Query, Rcode, addresses, parse, rcode};
+    use proptest::prelude::*;
+    use std::net::{IpAddr, Ipv4Addr};
+
+    /// A query for the addresses of a name.
+    pub(crate) fn query(name: &str, id: u16) -> Vec<u8> {
+        let mut bytes = id.to_be_bytes().to_vec();
+        bytes.extend_from_slice(&[1, 0, 0, 1, 0, 0, 0, 0, 0, 0]);
+        for label in name.split('.') {
+            bytes.push(label.len() as u8);
+            bytes.extend_from_slice(label.as_bytes());
+        }
+        bytes.extend_from_slice(&[0, 0, 1, 0, 1]);
+        bytes
+    }
+
+    /// An answer to such a query.
+    pub(crate) fn answer(query: &[u8], addresses: &[Ipv4Addr]) -> Vec<u8> {
+        let mut bytes = query.to_vec();
+        bytes[2] |= 0x80;
+        bytes[7] = addresses.len() as u8;
+        for address in addresses {
+            bytes.extend_from_slice(&[0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4]);
+            bytes.extend_from_slice(&address.octets());
+        }
+        bytes
+    }
+
+    fn parsed(bytes: &[u8]) -> Query {
+        match parse(bytes) {
+            Parsed::Query(query) => query,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn answers_are_matched_by_number_and_question() {
+        let bytes = query("a.example", 7);
+        let asked = parsed(&bytes);
+        let good = answer(&bytes, &[Ipv4Addr::LOCALHOST]);
+        assert!(asked.is_answered_by(&good, [0, 7]));
+        assert!(!asked.is_answered_by(&good, [0, 8]));
+        assert!(!asked.is_answered_by(&bytes, [0, 7]), "a question is no answer");
+        assert!(!asked.is_answered_by(&answer(&query("b.example", 7), &[]), [0, 7]));
+        assert_eq!(addresses(&good), Some(vec![IpAddr::V4(Ipv4Addr::LOCALHOST)]));
+    }
+
+    #[test]
+    fn failures_repeat_the_question() {
+        let asked = parsed(&query("a.example", 7));
+        let failure = asked.fail(Rcode::ServerFailure);
+        assert!(asked.is_answered_by(&failure, [0, 7]));
+        assert_eq!((rcode(&failure), addresses(&failure)), (2, Some(Vec::new())));
+    }
+
+    #[test]
+    fn what_is_no_query_is_refused_or_ignored() {
+        assert_eq!(parse(b"short"), Parsed::Ignore);
+        assert_eq!(parse(&answer(&query("a", 1), &[])), Parsed::Ignore);
+        let mut two = query("a", 1);
+        two[5] = 2;
+        assert!(matches!(parse(&two), Parsed::Refuse(answer) if answer.len() == 12 && rcode(&answer) == 1));
+        let long = query(&["a23456789"; 40].join("."), 1);
+        assert!(matches!(parse(&long), Parsed::Refuse(_)));
+    }
+
+    #[test]
+    fn reverse_names_are_read_backwards() {
+        let address = |name: &str| parsed(&query(name, 1)).reverse();
+        assert_eq!(address("4.3.2.10.IN-ADDR.arpa"), Some(Ipv4Addr::new(10, 2, 3, 4)));
+        for name in ["3.2.10.in-addr.arpa", "x.3.2.10.in-addr.arpa", "4.3.2.10.in-addr.example", "a"] {
+            assert_eq!(address(name), None, "{name}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_taken_apart(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
+            if let Parsed::Query(query) = parse(&bytes) {
+                let _ = query.reverse();
+                prop_assert!(query.is_answered_by(&query.fail(Rcode::NoSuchName), query.id()));
+            }
+            let _ = addresses(&bytes);
+        }
+
+        #[test]
+        fn damaged_answers_are_taken_apart(at in 0usize..60, value: u8, cut in 0usize..60) {
+            let mut bytes = answer(&query("name.example", 3), &[Ipv4Addr::LOCALHOST, Ipv4Addr::BROADCAST]);
+            let len = bytes.len();
+            bytes[at % len] = value;
+            bytes.truncate(len - cut.min(len));
+            let _ = addresses(&bytes);
+            let _ = parse(&bytes);
+        }
+    }
+}

@@ -1,0 +1,295 @@
+//! A vm's network: made, guarded, and told about.
+//!
+//! ```text
+//! create   thread "net": namespace, tap0, link address           before the VMM starts
+//! raise    nft (policy) -> forwarding -> resolver -> pasta       while the guest boots
+//! watch    pasta's end, changes of the host's addresses          until the vm ends
+//! ```
+//!
+//! Whatever fails leaves the vm without a way out and a sentence that says so, never with a way out and no policy:
+//! forwarding is turned on only after the policy is in force. Nothing is ever taken down; it goes with the namespace.
+
+mod dns;
+mod resolver;
+mod thread;
+
+use crate::net::pasta::NETNS_FILE;
+use crate::net::policy::Policy;
+use crate::net::{GATEWAY, GATEWAY_MAC, GUEST_MAC, NetPlan, PREFIX_LEN, TAP, host, nft};
+use anyhow::{Context as _, bail};
+use banger_sys::namespace::{self, Capability};
+use banger_sys::netif::{self, Inet4};
+use banger_sys::netlink;
+use banger_vmm::{MachinePlan, NetDevice};
+use banger_wire::daemon::NetMode;
+use std::cell::RefCell;
+use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
+use std::path::Path;
+use std::process::Stdio;
+use std::rc::Rc;
+use std::time::Duration;
+use thread::readable;
+pub(crate) use thread::{Child, NetThread};
+use tokio::io::unix::AsyncFd;
+use tokio::sync::watch;
+
+/// How long the network may take before the vm counts as ready without it.
+const RAISE_WAIT: Duration = Duration::from_secs(5);
+/// Changes of the host's addresses come in bursts; they are looked at once.
+const SETTLE: Duration = Duration::from_millis(200);
+
+/// A vm's network. It and everything in it ends with the vm's processes.
+pub(crate) struct Network {
+    plan: NetPlan,
+    /// Runs things within the namespace.
+    pub(crate) thread: Rc<NetThread>,
+    tap: Option<OwnedFd>,
+    raising: bool,
+    state: watch::Sender<State>,
+}
+
+/// What the vm's life has to know of its network.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct State {
+    /// It is as up as it will be for now.
+    pub(crate) settled: bool,
+    /// Why there is no way out, when there should be one.
+    pub(crate) warning: Option<String>,
+}
+
+impl Network {
+    /// Makes the namespace and, when there is to be a network, the guest's link.
+    ///
+    /// # Errors
+    /// When there can be no namespace. A missing link is told by the state instead.
+    pub(crate) async fn create(plan: &NetPlan) -> anyhow::Result<Self> {
+        let thread = NetThread::start().await?;
+        let wanted = plan.mode != NetMode::None;
+        let made = if wanted { thread.run(create_link).await?.map(Some) } else { Ok(None) };
+        let (tap, warning) = match made {
+            Ok(tap) => (tap, None),
+            Err(error) => (None, Some(sentence(&error))),
+        };
+        let state = State { settled: tap.is_none(), warning };
+        Ok(Self {
+            plan: plan.clone(),
+            thread: Rc::new(thread),
+            tap,
+            raising: false,
+            state: watch::channel(state).0,
+        })
+    }
+
+    /// Whether the guest has a link.
+    pub(crate) fn has_link(&self) -> bool {
+        self.tap.is_some()
+    }
+
+    /// Follows the state.
+    pub(crate) fn subscribe(&self) -> watch::Receiver<State> {
+        self.state.subscribe()
+    }
+
+    /// The tap, for the VMM to inherit.
+    pub(crate) fn tap(&self) -> Option<RawFd> {
+        self.tap.as_ref().map(|tap| tap.as_raw_fd())
+    }
+
+    /// The machine with its network device.
+    ///
+    /// The VMM finds the tap under the number it has here. Moving it to one chosen beforehand could hit a descriptor
+    /// that the start of a process itself needs.
+    pub(crate) fn machine(&self, plan: &MachinePlan) -> MachinePlan {
+        let device = |tap_fd| NetDevice { mac: GUEST_MAC.to_owned(), tap_fd };
+        MachinePlan { net: self.tap().map(device), ..plan.clone() }
+    }
+
+    /// Puts the policy in force and then opens the way out, beside whatever else happens. A second call changes nothing.
+    pub(crate) fn raise(&mut self) {
+        if self.tap.is_none() || std::mem::replace(&mut self.raising, true) {
+            return;
+        }
+        let (plan, thread, state) = (self.plan.clone(), self.thread.clone(), self.state.clone());
+        tokio::task::spawn_local(async move {
+            let warn = |error: &anyhow::Error| {
+                let text = sentence(error);
+                state.send_replace(State { settled: true, warning: Some(text) });
+            };
+            let mut raised = match within("the policy", Raised::raise(plan, thread)).await {
+                Ok(raised) => raised,
+                Err(error) => return warn(&error),
+            };
+            loop {
+                match within("`pasta`", raised.open_way()).await {
+                    Ok(()) => drop(state.send_replace(State { settled: true, warning: None })),
+                    Err(error) => warn(&error),
+                }
+                // Returns when it is worth trying again.
+                if let Err(error) = raised.watch(&warn).await {
+                    return warn(&error);
+                }
+            }
+        });
+    }
+}
+
+async fn within<T>(what: &str, work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    let late = |_| anyhow::anyhow!("{what} is not up after {} s", RAISE_WAIT.as_secs());
+    tokio::time::timeout(RAISE_WAIT, work).await.map_err(late)?
+}
+
+/// One line for the person who started the vm.
+fn sentence(error: &anyhow::Error) -> String {
+    format!("no way out to the network: {error:#}")
+}
+
+/// In the vm's namespace: what the VMM needs to start.
+fn create_link() -> anyhow::Result<OwnedFd> {
+    let tap = namespace::open_tap(TAP).map_err(|error| {
+        let hint = match error.kind() {
+            std::io::ErrorKind::PermissionDenied => "; allow it with `sudo chmod 0666 /dev/net/tun`",
+            std::io::ErrorKind::NotFound => "; load it with `sudo modprobe tun`",
+            _ => "",
+        };
+        anyhow::anyhow!("open `/dev/net/tun`: {error}{hint}")
+    })?;
+    // No IPv6 yet: it is switched off here, and dropped by the policy in case it could not be.
+    for name in ["all", "default"] {
+        let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"), "1");
+    }
+    let label = || format!("configure `{TAP}`");
+    netif::set_mac(TAP, GATEWAY_MAC).with_context(label)?;
+    netif::set_address(TAP, Inet4 { address: GATEWAY, prefix_len: PREFIX_LEN }).with_context(label)?;
+    netif::set_up(TAP, true).with_context(label)?;
+    let file = Path::new(NETNS_FILE);
+    std::fs::create_dir_all(file.parent().unwrap_or(file)).context("make the namespace's directory")?;
+    std::fs::write(file, "").context("make the namespace's file")?;
+    rustix::mount::mount_bind("/proc/thread-self/ns/net", file).context("keep the namespace as a file")?;
+    Ok(tap)
+}
+
+/// A network with its policy in force.
+struct Raised {
+    plan: NetPlan,
+    thread: Rc<NetThread>,
+    nft: std::path::PathBuf,
+    policy: Rc<RefCell<Policy>>,
+    /// Word of changes on the host.
+    changes: AsyncFd<netlink::Changes>,
+    pasta: Option<Child>,
+}
+
+impl Raised {
+    async fn raise(plan: NetPlan, thread: Rc<NetThread>) -> anyhow::Result<Self> {
+        let Some(nft) = plan.nft.clone() else {
+            bail!("`nft` is not installed; install it with `sudo apt-get install nftables`");
+        };
+        // Listening begins before the first look, so that no change falls between the two.
+        let changes = netlink::Changes::open().context("listen to changes of the host's network")?;
+        let changes = readable(changes)?;
+        let policy = Policy::new(plan.mode, host::read()?.nets);
+        let (program, text) = (nft.clone(), policy.render());
+        let (udp, tcp) = thread
+            .run(move || {
+                nft::apply(&program, &text)?;
+                std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").context("turn forwarding on")?;
+                resolver::bind().context("listen as the guest's resolver")
+            })
+            .await??;
+        let policy = Rc::new(RefCell::new(policy));
+        resolver::serve(udp, tcp, policy.clone())?;
+        Ok(Self { plan, thread, nft, policy, changes, pasta: None })
+    }
+
+    /// Starts pasta, unless it runs, and returns when the way out is there.
+    async fn open_way(&mut self) -> anyhow::Result<()> {
+        if self.pasta.is_some() {
+            return Ok(());
+        }
+        let args = match &self.plan.pasta {
+            None => bail!("`pasta` is not installed; install it with `sudo apt-get install passt`"),
+            Some(pasta) => pasta.args.as_ref().context("this `pasta` is too old; install a newer `passt`")?,
+        };
+        if !host::read()?.has_default_route {
+            bail!("the host has no default route");
+        }
+        let inner = self.thread.run(netlink::Changes::open).await?.context("listen to the vm's namespace")?;
+        let inner = readable(inner)?;
+        let program =
+            self.plan.pasta.iter().map(|pasta| pasta.program.as_os_str()).next().unwrap_or_default();
+        let mut command = banger_sys::child::command(program);
+        command
+            .args(args)
+            .env_clear()
+            .env("PATH", "/usr/bin:/bin")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null());
+        namespace::helper(
+            &mut command,
+            &[Capability::NetAdmin, Capability::SysAdmin, Capability::NetBindService],
+        );
+        // Here and not in the vm's namespace: its sockets are the host's.
+        let mut pasta = Child::new(command.spawn().context("start `pasta`")?)?;
+        loop {
+            if self.thread.run(has_way_out).await? {
+                self.pasta = Some(pasta);
+                return Ok(());
+            }
+            tokio::select! {
+                status = pasta.ended() => bail!("`pasta` ended at once ({})", ending(status)),
+                ready = inner.readable() => {
+                    let mut ready = ready?;
+                    inner.get_ref().drain();
+                    ready.clear_ready();
+                }
+            }
+        }
+    }
+
+    /// Keeps the policy up to the host's addresses. Returns when opening the way out may work where it did not.
+    async fn watch(&mut self, warn: &dyn Fn(&anyhow::Error)) -> anyhow::Result<()> {
+        loop {
+            let status = tokio::select! {
+                status = ended(&mut self.pasta) => Some(status),
+                ready = self.changes.readable() => {
+                    let mut ready = ready?;
+                    tokio::time::sleep(SETTLE).await;
+                    self.changes.get_ref().drain();
+                    ready.clear_ready();
+                    None
+                }
+            };
+            if let Some(status) = status {
+                self.pasta = None;
+                warn(&anyhow::anyhow!("`pasta` ended ({})", ending(status)));
+                continue;
+            }
+            let host = host::read()?;
+            let policy = Policy::new(self.plan.mode, host.nets);
+            if policy != *self.policy.borrow() {
+                let (program, text) = (self.nft.clone(), policy.render_host());
+                self.thread.run(move || nft::apply(&program, &text)).await??;
+                *self.policy.borrow_mut() = policy;
+            }
+            if self.pasta.is_none() && host.has_default_route {
+                return Ok(());
+            }
+        }
+    }
+}
+
+async fn ended(child: &mut Option<Child>) -> Option<std::process::ExitStatus> {
+    match child {
+        Some(child) => child.ended().await,
+        None => std::future::pending().await,
+    }
+}
+
+fn ending(status: Option<std::process::ExitStatus>) -> String {
+    status.map_or_else(|| "for an unknown reason".to_owned(), |status| status.to_string())
+}
+
+/// Whether pasta has configured its interface: its route is the last thing it makes.
+fn has_way_out() -> bool {
+    netlink::routes().is_ok_and(|routes| routes.iter().any(|route| route.to.prefix_len == 0))
+}

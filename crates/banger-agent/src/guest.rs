@@ -1,13 +1,16 @@
 //! Making this guest the vm the host asked for: disk, overlay, identity, network.
 
 use banger_sys::netif;
+use banger_sys::netlink::Changes;
 use banger_wire::guest::{GuestConfig, GuestDrives, GuestNetwork, InitMode};
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::Mode;
 use rustix::mount::{MountFlags, mount, mount_bind, mount_move};
 use std::io::{self, Write as _};
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use crate::init::NEW_ROOT;
 use crate::shutdown;
@@ -39,6 +42,9 @@ const MASKED_UNITS: [&str; 12] = [
     "dev-hugepages.mount",
     "sys-kernel-debug.mount",
 ];
+
+/// How long an interface may look for its carrier; it takes some milliseconds. Less than a second.
+const CARRIER_TIME: Duration = Duration::from_millis(500);
 
 /// A step of the configuration failed.
 #[derive(Debug)]
@@ -245,6 +251,23 @@ fn configure_network(network: &GuestNetwork) -> io::Result<()> {
             .parse()
             .map_err(io::Error::other)?;
         netif::set_address6(index, ipv6.address, ipv6.prefix_len)?;
+    }
+    wait_for_carrier("eth0")
+}
+
+/// What is sent before the interface has found its carrier is lost: a name's first question would wait for seconds.
+fn wait_for_carrier(name: &str) -> io::Result<()> {
+    let deadline = Instant::now() + CARRIER_TIME;
+    let changes = Changes::of_links()?;
+    let state = format!("/sys/class/net/{name}/operstate");
+    while std::fs::read_to_string(&state)?.trim() != "up" {
+        changes.drain();
+        let left = deadline.saturating_duration_since(Instant::now());
+        let left = rustix::time::Timespec { tv_sec: 0, tv_nsec: i64::from(left.subsec_nanos()) };
+        // No carrier in time is no reason not to boot.
+        if poll(&mut [PollFd::new(&changes, PollFlags::IN)], Some(&left))? == 0 {
+            break;
+        }
     }
     Ok(())
 }

@@ -31,6 +31,8 @@ const RTA_VIA: u16 = 18;
 const AF_INET: u8 = 2;
 /// Groups of changes: IPv4 addresses, IPv4 routes.
 const GROUPS: u32 = 0x10 | 0x40;
+/// The group of changes of interfaces.
+const LINK_GROUP: u32 = 0x1;
 /// The kernel's dumps come in pieces of at most this.
 const CHUNK_LEN: usize = 64 * 1024;
 
@@ -60,12 +62,20 @@ pub struct Route {
     pub interface: u32,
 }
 
-/// Tells when addresses or routes of the network namespace it was opened in change.
+/// Tells when something of the network namespace it was opened in changes.
 #[derive(Debug)]
 pub struct Changes(OwnedFd);
 
 impl Changes {
-    /// Begins to listen.
+    /// Begins to listen for changes of interfaces.
+    ///
+    /// # Errors
+    /// When the kernel gives no socket.
+    pub fn of_links() -> io::Result<Self> {
+        Ok(Self(socket(LINK_GROUP, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?))
+    }
+
+    /// Begins to listen for changes of addresses and routes.
     ///
     /// # Errors
     /// When the kernel gives no socket.

@@ -34,8 +34,6 @@ const MEMORY_MIN: Mebibytes = Mebibytes(128);
 const DISK_MIN: Mebibytes = Mebibytes(128);
 const DISK_MAX: Mebibytes = Mebibytes(16 << 20);
 const VCPU_MAX: u32 = 32;
-/// How long a supervisor may take to be gone after the vm has ended.
-const GONE_WAIT: Duration = Duration::from_secs(10);
 
 /// How long an image's init may take to finish starting, with a service that waits for something.
 const INIT_WAIT: Duration = Duration::from_secs(120);
@@ -94,7 +92,7 @@ impl Daemon {
                 let name = entry.file_name().to_string_lossy().into_owned();
                 let orphan = parent == "vms" && rows.iter().all(|row| row.id.as_str() != name);
                 if name.starts_with(".new-") || orphan {
-                    self.end_build(&entry.path().join("build")).await;
+                    vmsock::end(&entry.path().join("build")).await;
                     std::fs::remove_dir_all(entry.path()).context("remove what a crash left")?;
                 }
             }
@@ -113,23 +111,6 @@ impl Daemon {
             }
         }
         Ok(())
-    }
-
-    async fn end_build(&self, dir: &Path) {
-        if vmsock::is_alive(dir)
-            && let Ok(mut connection) = vmsock::connect(dir).await
-        {
-            let _ = connection.request(VmRequest::Kill).await;
-            self.wait_gone(dir).await;
-        }
-    }
-
-    /// Waits until no supervisor holds the disk any more.
-    pub(crate) async fn wait_gone(&self, dir: &Path) {
-        let deadline = Instant::now() + GONE_WAIT;
-        while vmsock::is_alive(dir) && Instant::now() < deadline {
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
     }
 
     /// Looks the VMM up.
@@ -317,7 +298,7 @@ impl Daemon {
                 return Err(unreachable(row, &format!("{stage}: {cause}")));
             }
             _ => {
-                self.wait_gone(&dir).await;
+                vmsock::wait_gone(&dir).await;
                 let end = vmsock::load_end(&dir).unwrap_or_else(lost);
                 return Err(unreachable(row, &end.detail));
             }
@@ -385,7 +366,7 @@ impl Daemon {
                 }
             }
             let dir = self.paths.vm(row.id.as_str());
-            self.wait_gone(&dir).await;
+            vmsock::wait_gone(&dir).await;
             self.running().remove(row.id.as_str());
             let end = end.or_else(|| vmsock::load_end(&dir)).unwrap_or_else(lost);
             // Whoever waits for the boot reads the end from the disk, so the vm's files stay until then.
@@ -437,7 +418,7 @@ impl Daemon {
                     break;
                 }
             }
-            self.wait_gone(&dir).await;
+            vmsock::wait_gone(&dir).await;
         }
         Ok(())
     }

@@ -161,7 +161,8 @@ impl Daemon {
             let written = tokio::task::spawn_blocking(move || write_rootfs(&set, &path, &name, &sink));
             written.await.context("unpack the packages")??
         };
-        self.configure(staging.path(), &rootfs, kernel, events)
+        let staging = self
+            .configure(staging, &rootfs, kernel, events)
             .await
             .context("configure the packages in a vm")?;
         let row = ImageRow {
@@ -258,13 +259,13 @@ impl Daemon {
     /// Boots a vm whose root is the new image and runs the packages' own scripts there, never on the host.
     async fn configure(
         &self,
-        staging: &Path,
+        staging: tempfile::TempDir,
         rootfs: &Path,
         kernel: &KernelRow,
         events: &UnboundedSender<Event>,
-    ) -> anyhow::Result<()> {
+    ) -> anyhow::Result<tempfile::TempDir> {
         let _ = events.send(Event::Step { label: "configure the packages in a vm".to_owned() });
-        let dir = staging.join("build");
+        let dir = staging.path().join("build");
         std::fs::create_dir(&dir)?;
         std::fs::File::create(dir.join(DISK_FILE))?;
         let as_root = rustix::process::getuid().is_root();
@@ -301,14 +302,17 @@ impl Daemon {
             net: crate::net::NetPlan::none(),
             build: true,
         });
-        let guard = KillOnDrop { dir: dir.clone() };
+        let build = Build { staging: Some(staging) };
         let mut connection = vmsock::start(&plan).await?;
         connection.request(VmRequest::Watch).await?;
         watch_build(&mut connection, true).await?;
         let argv = ["/bin/sh", "-c", image::configure_script()].map(Into::into).to_vec();
         let (status, output) = tokio::select! {
             ran = vmsock::exec(&dir, ExecSpec { argv, ..ExecSpec::default() }) => ran?,
-            ended = watch_build(&mut connection, false) => return ended,
+            ended = watch_build(&mut connection, false) => {
+                ended?;
+                bail!("the vm has ended");
+            }
         };
         if status != ExitStatus::Code(0) {
             let tail: Vec<&str> = output.lines().rev().take(5).collect();
@@ -323,14 +327,14 @@ impl Daemon {
                 break;
             }
         }
-        drop(guard);
-        self.wait_gone(&dir).await;
+        vmsock::wait_gone(&dir).await;
         if let Some(end) = vmsock::load_end(&dir)
             && end.reason != banger_wire::vm::EndReason::Stopped
         {
             bail!("the vm did not shut down in order: {}", end.detail);
         }
-        Ok(std::fs::remove_dir_all(dir)?)
+        std::fs::remove_dir_all(dir)?;
+        build.done()
     }
 
     /// Returns an id no vm has.
@@ -360,20 +364,26 @@ async fn watch_build(connection: &mut vmsock::Connection, until_ready: bool) -> 
     }
 }
 
-/// Ends the build vm when the pull is cancelled or fails.
-struct KillOnDrop {
-    dir: std::path::PathBuf,
+/// An image that a vm works on. When the pull fails or is cancelled, the vm is ended before its files go: without them
+/// nobody would find it again.
+struct Build {
+    staging: Option<tempfile::TempDir>,
 }
 
-impl Drop for KillOnDrop {
+impl Build {
+    fn done(mut self) -> anyhow::Result<tempfile::TempDir> {
+        self.staging.take().context("the image is there no more")
+    }
+}
+
+impl Drop for Build {
     fn drop(&mut self) {
-        let dir = self.dir.clone();
+        let Some(staging) = self.staging.take() else { return };
+        // CRASH: a daemon that ends here leaves a `.new-` directory, and its next start does the same.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             runtime.spawn(async move {
-                if let Ok(mut connection) = vmsock::connect(&dir).await {
-                    let _ = connection.request(VmRequest::Kill).await;
-                    let _ = connection.event().await;
-                }
+                vmsock::end(&staging.path().join("build")).await;
+                drop(staging);
             });
         }
     }

@@ -19,6 +19,8 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 
 /// How long a supervisor may take until its socket is there: namespaces and mounts, on a loaded host.
 const SOCKET_WAIT: Duration = Duration::from_secs(20);
+/// How long a supervisor may take to be gone after the vm has ended.
+const GONE_WAIT: Duration = Duration::from_secs(10);
 /// Output of a command that is kept for an error message.
 const OUTPUT_MAX: usize = 8 * 1024;
 
@@ -35,6 +37,24 @@ pub(crate) struct Connection {
 pub(crate) fn is_alive(dir: &Path) -> bool {
     let Ok(disk) = File::open(dir.join(DISK_FILE)) else { return false };
     rustix::fs::flock(&disk, FlockOperation::NonBlockingLockExclusive).is_err()
+}
+
+/// Waits until no supervisor holds the disk any more.
+pub(crate) async fn wait_gone(dir: &Path) {
+    let deadline = tokio::time::Instant::now() + GONE_WAIT;
+    while is_alive(dir) && tokio::time::Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+/// Ends a vm at once, whatever it is doing, and returns when it is gone.
+pub(crate) async fn end(dir: &Path) {
+    if is_alive(dir)
+        && let Ok(mut connection) = connect(dir).await
+    {
+        let _ = connection.request(VmRequest::Kill).await;
+        wait_gone(dir).await;
+    }
 }
 
 /// Returns how the vm's last run ended, if it said so.

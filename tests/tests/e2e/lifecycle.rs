@@ -75,7 +75,14 @@ fn a_reboot_inside_boots_again() {
         let now = boot_id();
         if now.is_empty() || now == before { Err(owner.logs()) } else { Ok(()) }
     });
-    owner.ok(["exec", "again", "--", "sh", "-c", "sleep 2; echo o > /proc/sysrq-trigger; sleep 5 || true"]);
+    let powered_off =
+        owner.banger(["exec", "again", "--", "sh", "-c", "echo o > /proc/sysrq-trigger; sleep 60"]);
+    let output = { powered_off }.output().unwrap();
+    assert_eq!(output.status.code(), Some(125), "the vm went away under the command: {}", show(&output));
+    crate::support::wait_for("powered off is stopped", || {
+        let vm = owner.json(&["vm", "show", "--json", "again"]);
+        if vm["state"] == "stopped" { Ok(()) } else { Err(vm.to_string()) }
+    });
 }
 
 #[test]

@@ -112,18 +112,18 @@ impl Owner {
         owner
     }
 
-    /// Copies the common store; files are shared, since nothing writes to them.
+    /// Copies the common store; the large files are shared, since nothing writes to them.
     pub(crate) fn copy_store(&self) {
-        let from = store();
-        let to = self.home().join(".local/state/banger");
-        run(self.program("mkdir").args(["-p", "-m", "700"]).arg(to.parent().unwrap()));
-        run(Command::new("cp").arg(if is_root() { "-al" } else { "-a" }).arg(from).arg(&to));
-        let database = to.join("banger.db");
-        run(Command::new("cp").arg("--remove-destination").arg(from.join("banger.db")).arg(&database));
-        if let Some(uid) = self.uid.or(is_root().then_some(0)) {
-            let owner = format!("{uid}:{uid}");
+        let (from, to) = (store(), self.state());
+        run(self.program("mkdir").args(["-p", "-m", "700"]).arg(&to));
+        let link = if is_root() { "-al" } else { "-a" };
+        run(Command::new("cp").arg(link).args([from.join("images"), from.join("kernels")]).arg(&to));
+        let database = from.join("banger.db");
+        run(Command::new("cp").args([&database, &to]));
+        if is_root() {
+            let owner = format!("{0}:{0}", self.uid.unwrap_or(0));
             run(Command::new("find").arg(&to).args(["-type", "d", "-exec", "chown", &owner, "{}", "+"]));
-            run(Command::new("chown").arg(&owner).arg(database));
+            run(Command::new("chown").arg(&owner).arg(to.join("banger.db")));
         }
     }
 
@@ -259,10 +259,14 @@ pub(crate) fn wait_for(what: &str, mut check: impl FnMut() -> Result<(), String>
     }
 }
 
-/// A state directory with a kernel and [`IMAGE`], pulled once in a run the way a user would.
+/// A state directory with a kernel and [`IMAGE`]: the one `BANGER_TEST_STORE` names, else pulled once in a run.
 fn store() -> &'static Path {
     static STORE: OnceLock<PathBuf> = OnceLock::new();
     STORE.get_or_init(|| {
+        // Whoever runs all tests has filled one already.
+        if let Some(store) = std::env::var_os("BANGER_TEST_STORE") {
+            return store.into();
+        }
         let owner = Owner::new();
         let started = Instant::now();
         owner.ok(["image", "pull", IMAGE]);
@@ -270,10 +274,6 @@ fn store() -> &'static Path {
         owner.ok(["daemon", "stop"]);
         let place = scratch().join("store");
         run(Command::new("cp").arg("-a").arg(owner.state()).arg(&place));
-        // Merges the write-ahead log into the one file that is copied.
-        for leftover in ["bangerd.log", "run/bangerd.lock"] {
-            let _ = std::fs::remove_file(place.join(leftover));
-        }
         place
     })
 }

@@ -3,6 +3,7 @@
 
 mod daemon;
 mod errors;
+mod images;
 mod lifecycle;
 mod run;
 mod support;

@@ -16,8 +16,12 @@ fn a_command_in_a_vm_of_its_own() {
     assert!(output.status.success(), "{}{}", show(&output), owner.logs());
     let kernel = String::from_utf8(output.stdout).unwrap();
     assert!(kernel.starts_with("Linux 6.") && kernel.ends_with("-cloud-amd64\n"), "{kernel}");
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert!(said.contains("ready in "), "{said}");
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "", "quiet when nobody watches");
+    let output = owner.vm_run(["-v", "--", "true"]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    for part in ["boot to agent", "configure guest", "ready in "] {
+        assert!(said.contains(part), "{said}");
+    }
     owner.assert_nothing_left();
 }
 

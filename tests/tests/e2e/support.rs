@@ -282,3 +282,9 @@ fn store() -> &'static Path {
 pub(crate) fn skip(reason: &str) {
     println!("skipped: {reason}");
 }
+
+/// Returns true when a program is on the path.
+pub(crate) fn has(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|dir| dir.join(program).is_file())
+}

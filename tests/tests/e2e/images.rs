@@ -1,0 +1,230 @@
+//! Images from a real registry: Debian's docker-registry, filled by skopeo.
+
+use crate::support::{Owner, has, is_root, run, show, skip};
+use banger_tests::{code_that_prints, static_program};
+use serde_json::json;
+use sha2::{Digest as _, Sha256};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+/// What the tests of this file need; none when something is missing, which is said.
+fn prerequisites(programs: &[&str]) -> Option<()> {
+    match programs.iter().find(|program| !has(program)) {
+        Some(missing) => {
+            skip(&format!("images from a registry: `{missing}` is not installed"));
+            None
+        }
+        None => Some(()),
+    }
+}
+
+/// A registry on the loopback interface.
+struct Registry {
+    process: Child,
+    port: u16,
+    dir: tempfile::TempDir,
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+impl Registry {
+    fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = free.local_addr().unwrap().port();
+        drop(free);
+        let config = format!(
+            "version: 0.1\nstorage:\n  filesystem:\n    rootdirectory: {}/data\nhttp:\n  addr: 127.0.0.1:{port}\n",
+            dir.path().display()
+        );
+        let file = dir.path().join("config.yml");
+        std::fs::write(&file, config).unwrap();
+        let process = Command::new("docker-registry")
+            .arg("serve")
+            .arg(&file)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let registry = Self { process, port, dir };
+        crate::support::wait_for("the registry listens", || {
+            std::net::TcpStream::connect(("127.0.0.1", port)).map(drop).map_err(|error| error.to_string())
+        });
+        registry
+    }
+
+    fn reference(&self, name: &str) -> String {
+        format!("localhost:{}/{name}", self.port)
+    }
+
+    /// Makes an image of directories, one a layer, and pushes it.
+    fn push(&self, name: &str, layers: &[(&Path, &str)], config: serde_json::Value) {
+        let layout = self.dir.path().join("layout");
+        let blobs = layout.join("blobs/sha256");
+        std::fs::create_dir_all(&blobs).unwrap();
+        let add = |bytes: &[u8], media: &str| {
+            let digest: String = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+            std::fs::write(blobs.join(&digest), bytes).unwrap();
+            json!({"mediaType": media, "digest": format!("sha256:{digest}"), "size": bytes.len()})
+        };
+        let (mut descriptors, mut diff_ids) = (Vec::new(), Vec::new());
+        for (dir, compression) in layers {
+            let tar = dir.with_extension("tar");
+            run(Command::new("tar")
+                .args(["--owner=0", "--group=0", "-cf"])
+                .arg(&tar)
+                .arg("-C")
+                .arg(dir)
+                .arg("."));
+            let plain = std::fs::read(&tar).unwrap();
+            let digest: String = Sha256::digest(&plain).iter().map(|byte| format!("{byte:02x}")).collect();
+            diff_ids.push(format!("sha256:{digest}"));
+            let packed = Command::new(compression).args(["-q", "-c"]).arg(&tar).output().unwrap();
+            let media = format!("application/vnd.oci.image.layer.v1.tar+{compression}");
+            descriptors.push(add(&packed.stdout, &media));
+        }
+        let config = json!({
+            "architecture": "amd64", "os": "linux", "config": config,
+            "rootfs": {"type": "layers", "diff_ids": diff_ids}
+        });
+        let config = add(config.to_string().as_bytes(), "application/vnd.oci.image.config.v1+json");
+        let media = "application/vnd.oci.image.manifest.v1+json";
+        let manifest = json!({
+            "schemaVersion": 2, "mediaType": media, "config": config, "layers": descriptors
+        });
+        let mut manifest = add(manifest.to_string().as_bytes(), media);
+        manifest["annotations"] = json!({"org.opencontainers.image.ref.name": "it"});
+        let index = json!({"schemaVersion": 2, "manifests": [manifest]});
+        std::fs::write(layout.join("index.json"), index.to_string()).unwrap();
+        std::fs::write(layout.join("oci-layout"), r#"{"imageLayoutVersion": "1.0.0"}"#).unwrap();
+        let to = format!("docker://{}", self.reference(name));
+        run(Command::new("skopeo")
+            .args(["copy", "-q", "--insecure-policy", "--dest-tls-verify=false"])
+            .args([format!("oci:{}:it", layout.display()), to]));
+        std::fs::remove_dir_all(layout).unwrap();
+    }
+
+    fn layer(&self, name: &str) -> PathBuf {
+        let dir = self.dir.path().join(name);
+        std::fs::create_dir_all(&dir).unwrap();
+        dir
+    }
+}
+
+fn install(path: &Path, bytes: &[u8]) {
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    std::fs::write(path, bytes).unwrap();
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+#[test]
+fn an_image_without_a_shell_and_one_without_an_init() {
+    if prerequisites(&["docker-registry", "skopeo", "gzip", "zstd", "busybox"]).is_none() {
+        return;
+    }
+    let (owner, registry) = (Owner::with_store(), Registry::start());
+    let single = registry.layer("single");
+    install(&single.join("hello"), &static_program(&code_that_prints("hello from nothing\n", 9)));
+    registry.push("single:1", &[(&single, "gzip")], json!({}));
+    let image = registry.reference("single:1");
+    let output = owner.banger(["vm", "run", "--rm", "--image", &image, "--", "/hello"]).output().unwrap();
+    assert_eq!(output.stdout, b"hello from nothing\n", "{}{}", show(&output), owner.logs());
+    assert_eq!(output.status.code(), Some(9));
+    let output = owner.banger(["vm", "run", "--rm", "--image", &image, "--", "sh"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(127), "{}", show(&output));
+    let output = owner.banger(["vm", "run", "--rm", "-T", "--image", &image]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("this image has no shell"), "{}", show(&output));
+
+    let (lower, upper) = (registry.layer("lower"), registry.layer("upper"));
+    install(&lower.join("bin/busybox"), &std::fs::read("/bin/busybox").unwrap());
+    std::fs::create_dir(lower.join("etc")).unwrap();
+    std::fs::write(lower.join("etc/os-release"), "ID=below\n").unwrap();
+    std::fs::write(lower.join("etc/gone"), "").unwrap();
+    std::fs::create_dir_all(upper.join("etc")).unwrap();
+    std::fs::create_dir_all(upper.join("bin")).unwrap();
+    std::fs::create_dir_all(upper.join("srv")).unwrap();
+    std::fs::write(upper.join("etc/os-release"), "ID=above\n").unwrap();
+    std::fs::write(upper.join("etc/passwd"), "root:x:0:0::/root:/bin/sh\napp:x:77:78::/srv:/bin/sh\n")
+        .unwrap();
+    std::fs::write(upper.join("etc/.wh.gone"), "").unwrap();
+    for name in ["sh", "cat", "ls", "id", "pwd", "env"] {
+        std::os::unix::fs::symlink("busybox", upper.join("bin").join(name)).unwrap();
+    }
+    let config = json!({"Env": ["PATH=/bin", "COLOUR=blue"], "WorkingDir": "/srv", "User": "app"});
+    registry.push("two:1", &[(&lower, "gzip"), (&upper, "zstd")], config);
+    let image = registry.reference("two:1");
+    let script = "cat /etc/os-release; ls /etc/gone 2>&1; id -u; id -g; pwd; echo $COLOUR";
+    let output =
+        owner.banger(["vm", "run", "--rm", "--image", &image, "--", "sh", "-c", script]).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(
+        text,
+        "ID=above\nls: /etc/gone: No such file or directory\n77\n78\n/srv\nblue\n",
+        "{}{}",
+        show(&output),
+        owner.logs()
+    );
+    let images = owner.json(&["image", "list", "--json"]);
+    assert_eq!(images.as_array().unwrap().len(), 3, "{images}");
+    owner.ok(["image", "delete", &image]);
+    owner.assert_nothing_left();
+}
+
+#[test]
+fn debian_from_a_registry() {
+    if !is_root() {
+        return skip("Debian from a registry: mmdebstrap needs root here");
+    }
+    if prerequisites(&["docker-registry", "skopeo", "gzip", "mmdebstrap"]).is_none() {
+        return;
+    }
+    let (owner, registry) = (Owner::with_store(), Registry::start());
+    let root = registry.layer("debian");
+    run(Command::new("mmdebstrap")
+        .args(["--quiet", "--mode=root", "--variant=essential", "bookworm"])
+        .arg(&root)
+        .stdin(Stdio::null()));
+    registry.push("debian:test", &[(&root, "gzip")], json!({"Cmd": ["/bin/bash"]}));
+    let image = registry.reference("debian:test");
+    owner.ok(["image", "pull", &image]);
+    let rootfs = run(Command::new("find").arg(owner.state().join("images")).args(["-name", "rootfs.ext4"]));
+    for file in rootfs.lines() {
+        let checked = Command::new("e2fsck").args(["-fn", file]).output().unwrap();
+        assert!(checked.status.success(), "{}", show(&checked));
+    }
+    let output = owner
+        .banger(["vm", "run", "--rm", "--image", &image, "--", "cat", "/etc/os-release"])
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("VERSION_CODENAME=bookworm"), "{}{}", show(&output), owner.logs());
+    owner.assert_nothing_left();
+}
+
+#[test]
+fn the_default_image_runs_docker() {
+    let owner = Owner::with_store();
+    if !has("busybox") {
+        return skip("docker in the default image: `busybox` is not installed");
+    }
+    owner.ok(["vm", "create", "--name", "dock", "--memory", "1G", "--vcpu", "2", "--wait", "boot"]);
+    let state = owner.ok(["exec", "dock", "--", "systemctl", "is-system-running"]);
+    assert_eq!(state, "running\n");
+    for program in ["git", "curl", "jq", "tmux", "ip", "docker", "sshd"] {
+        owner.ok(["exec", "dock", "--", "sh", "-c", &format!("command -v {program}")]);
+    }
+    let mut copy = owner.banger(["exec", "dock", "--", "sh", "-c", "mkdir /tmp/i; cat > /tmp/i/busybox"]);
+    copy.stdin(std::fs::File::open("/bin/busybox").unwrap());
+    assert!(copy.status().unwrap().success());
+    let script = "cd /tmp/i && chmod 755 busybox && tar c busybox | docker import - local:test >/dev/null && \
+                  docker run --rm local:test /busybox echo inside a container";
+    let output = owner.ok(["exec", "dock", "--", "sh", "-ec", script]);
+    assert_eq!(output, "inside a container\n");
+}

@@ -1,9 +1,11 @@
 #!/bin/sh
 # Installs what banger needs and lacks here: `setup.sh run` to use it, `setup.sh test` for its tests too.
-# Says what it installs; a machine that has everything needs no root and no network.
+# Says what it installs; a machine that has everything needs no root and no network. Safe to repeat.
 set -eu
 
-need() { command -v "$1" >/dev/null 2>&1 || packages="$packages $2"; }
+what=${1:-run}
+need() { command -v "$1" >/dev/null 2>&1 || [ -x "/usr/sbin/$1" ] || packages="$packages $2"; }
+say() { echo "setup: $*"; }
 
 packages=
 need cc gcc
@@ -11,31 +13,72 @@ need git git
 need qemu-system-x86_64 qemu-system-x86
 need pasta passt
 need nft nftables
-if [ "${1:-run}" = test ]; then
+if [ "$what" = test ]; then
     need e2fsck e2fsprogs
-    need debugfs e2fsprogs
+    need ip iproute2
+    need openssl openssl
+    need python3 python3
+    need zstd zstd
+    need busybox busybox-static
+    need docker-registry docker-registry
+    need skopeo skopeo
+    need umoci umoci
+    need mmdebstrap mmdebstrap
 fi
 command -v cargo >/dev/null 2>&1 || {
-    echo "setup: Rust is missing; install it with rustup (https://rustup.rs), then run this again" >&2
+    say "Rust is missing; install it with rustup (https://rustup.rs), then run this again" >&2
     exit 1
 }
-# The static musl target makes a smaller agent; without it the ordinary target links statically.
-rustup target add x86_64-unknown-linux-musl >/dev/null 2>&1 || true
-[ -n "$packages" ] || exit 0
 
-command -v apt-get >/dev/null 2>&1 || {
-    echo "setup: please install:$packages" >&2
-    exit 1
+# How to become root, for what needs it. A terminal is asked first; without one, sudo must not ask either.
+as_root() {
+    if [ "$(id -u)" = 0 ]; then
+        "$@"
+    elif [ -t 0 ]; then
+        sudo "$@"
+    else
+        sudo -n "$@"
+    fi
 }
-if [ "$(id -u)" = 0 ]; then as_root=; else
-    as_root=sudo
-    [ -t 0 ] || as_root='sudo -n'
-    echo "setup: root is needed to install:$packages"
+may_use_root() {
+    [ "$(id -u)" != 0 ] && [ -t 0 ] || return 0
+    printf 'setup: use sudo for this? [Y/n] '
+    read -r answer
+    case $answer in [nN]*) return 1 ;; esac
+}
+
+if [ -n "$packages" ]; then
+    packages=$(echo "$packages" | tr ' ' '\n' | sort -u | tr '\n' ' ')
+    command -v apt-get >/dev/null 2>&1 || {
+        say "please install: $packages" >&2
+        exit 1
+    }
+    say "installing $packages"
+    may_use_root || {
+        say "not installed; banger needs them" >&2
+        exit 1
+    }
+    as_root apt-get update -qq
+    install="env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends"
+    # Where qemu-utils comes from a newer suite, QEMU itself can't be installed beside it; the suite's own one can.
+    suite=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
+    # shellcheck disable=SC2086
+    as_root $install $packages >/dev/null 2>&1 ||
+        as_root $install --allow-downgrades "qemu-utils/$suite" $packages >/dev/null
 fi
-echo "setup: installing$packages"
-$as_root apt-get update -qq
-install="$as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends"
-# A qemu-utils from a newer suite keeps QEMU itself from being installed; the suite's own one goes with it.
-suite=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
-# shellcheck disable=SC2086
-$install $packages >/dev/null || $install --allow-downgrades "qemu-utils/$suite" $packages >/dev/null
+
+# A vm's network needs this device; distributions open it to everybody, some minimal systems don't.
+if [ -e /dev/net/tun ] && { [ ! -r /dev/net/tun ] || [ ! -w /dev/net/tun ] || [ "$what" = test ]; }; then
+    mode=$(stat -c %a /dev/net/tun)
+    if [ "$mode" != 666 ]; then
+        say "opening /dev/net/tun to all users (mode $mode to 666), which vms' networks need"
+        if may_use_root; then
+            as_root chmod 666 /dev/net/tun || say "could not; vms of other users than root will have no network"
+        fi
+    fi
+fi
+
+if [ "$what" = test ] && ! cargo deny --version >/dev/null 2>&1; then
+    say "installing cargo-deny, which checks licences and sources of dependencies"
+    cargo install --quiet --locked cargo-deny || say "could not; that check will be listed as skipped"
+fi

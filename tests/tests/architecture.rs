@@ -35,6 +35,7 @@ fn dependencies_point_one_way() {
             "banger" | "banger-vmm" | "banger-image" => &["banger-wire"],
             "bangerd" => &["banger-wire", "banger-vmm", "banger-image", "banger-sys"],
             "banger-agent" => &["banger-wire", "banger-sys"],
+            "xtask" => &["banger-tests", "banger-vmm", "banger-wire"],
             _ => &[],
         }
     };

@@ -338,7 +338,8 @@ fn write_boot_modules(
     fs::create_dir(&boot).map_err(|err| out.error("boot", err))?;
     for module in tree.load_order(&BOOT_MODULES)? {
         let packed = contents.tree.get(&module.path).map_or(&[][..], Vec::as_slice);
-        out.write(&format!("boot/{}.ko", module.name), &module::unpack(&module.path, packed)?)?;
+        let unpacked = module::unpack(&module.path, packed)?;
+        out.write(&format!("boot/{}.ko", module.name), module::without_signature(&unpacked))?;
     }
     let mut list = String::new();
     for wanted in BOOT_MODULES {

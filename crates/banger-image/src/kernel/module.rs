@@ -71,6 +71,27 @@ pub fn unpack(path: &str, data: &[u8]) -> Result<Vec<u8>, ModuleError> {
     Ok(out)
 }
 
+/// What a signed module ends with (`MODULE_SIG_STRING` of the kernel's `module_signature.h`).
+const SIGNATURE_MARK: &[u8] = b"~Module signature appended~\n";
+/// Length of `struct module_signature`, which is before the mark; its last four bytes are the signature's length.
+const SIGNATURE_INFO_LEN: usize = 12;
+
+/// Returns a module without the signature at its end.
+///
+/// The package it is from was verified, and under software emulation the kernel takes 0.1 s to check it once more. A
+/// kernel that insists on signatures would refuse such a module; Debian's doesn't.
+pub fn without_signature(module: &[u8]) -> &[u8] {
+    let signed = || {
+        let rest = module.strip_suffix(SIGNATURE_MARK)?;
+        let (rest, info) = rest.split_at_checked(rest.len().checked_sub(SIGNATURE_INFO_LEN)?)?;
+        let len = u32::from_be_bytes(info[8..].try_into().ok()?);
+        // The names of signer and key, which no kernel of today writes, are counted in two bytes.
+        let len = usize::try_from(len).ok()? + usize::from(info[3]) + usize::from(info[4]);
+        rest.get(..rest.len().checked_sub(len)?)
+    };
+    signed().unwrap_or(module)
+}
+
 impl Module {
     /// Reads what an unpacked module file says about itself.
     pub fn parse(path: &str, file: &[u8]) -> Result<Self, ModuleError> {
@@ -161,5 +182,21 @@ mod tests {
         assert_eq!(unpack("a/x.ko.zst", &packed).unwrap(), file);
         assert!(unpack("a/x.ko.xz", &packed).is_err());
         assert!(Module::parse("a/x.ko", b"\x7fELF").is_err());
+    }
+
+    #[test]
+    fn a_signature_is_cut_off_and_nothing_else() {
+        let mut signed = b"\x7fELF the module".to_vec();
+        let plain = signed.clone();
+        assert_eq!(super::without_signature(&plain), plain);
+        signed.extend([7; 300]);
+        signed.extend([0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 1, 44]);
+        signed.extend(super::SIGNATURE_MARK);
+        assert_eq!(super::without_signature(&signed), plain);
+        // A length that can't be is no signature.
+        let at = signed.len() - super::SIGNATURE_MARK.len() - 4;
+        signed[at] = 0xff;
+        assert_eq!(super::without_signature(&signed), signed);
+        assert_eq!(super::without_signature(super::SIGNATURE_MARK), super::SIGNATURE_MARK);
     }
 }

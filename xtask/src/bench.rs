@@ -1,0 +1,208 @@
+//! Benchmarks: ratios within one run, because absolute times say more about a machine than about banger.
+
+use crate::programs::{Built, Profile, Store};
+use anyhow::{Context as _, bail};
+use banger_tests::{code_that_powers_off, static_program};
+use banger_vmm::MachinePlan;
+use banger_wire::size::Mebibytes;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+const IMAGE: &str = "debian-bookworm-slim";
+/// Runs of each kind; the median counts.
+const RUNS: usize = 11;
+/// The machine both sides get.
+const VCPU: u32 = 1;
+const MEMORY_MIB: u64 = 512;
+
+/// `vm run --rm -- true` against the same VMM and kernel with a bare `/init` that powers off, and `vm exec`.
+pub(crate) fn run() -> anyhow::Result<()> {
+    let store = Built::new(Profile::Release)?.store(&[IMAGE])?;
+    let memory = format!("{MEMORY_MIB}M");
+    let vcpu = VCPU.to_string();
+    let vm = ["--image", IMAGE, "--memory", &memory, "--vcpu", &vcpu];
+    let warm = [&["vm", "run", "--rm"][..], &vm, &["--", "true"]].concat();
+    let floor = Floor::new(&store)?;
+    // Warm: kernel and image in the page cache, the daemon runs, no vm does.
+    store.ok(&warm)?;
+    floor.boot()?;
+    let (mut ours, mut bare) = (Vec::new(), Vec::new());
+    for _ in 0..RUNS {
+        bare.push(floor.boot()?);
+        ours.push(timed(|| store.ok(&warm).map(drop))?);
+    }
+    let exec = exec_times(&store, &vm)?;
+    let ratios: Vec<f64> = ours.iter().zip(&bare).map(|(a, b)| a.as_secs_f64() / b.as_secs_f64()).collect();
+    println!("bare /init that powers off   {}", spread(&seconds(&bare), "s"));
+    println!("vm run --rm -- true          {}", spread(&seconds(&ours), "s"));
+    println!("ratio, pair by pair          {}   budget 1.25", spread(&ratios, "x"));
+    println!("vm exec -- true              {}", spread(&milliseconds(&exec.0), "ms"));
+    println!("  fork and exec in the guest {}", spread(&milliseconds(&exec.1), "ms"));
+    Ok(())
+}
+
+/// Boots many vms with all processors busy and counts those that had to be started again.
+pub(crate) fn boots(count: usize) -> anyhow::Result<()> {
+    let store = Built::new(Profile::Release)?.store(&[IMAGE])?;
+    let done = Arc::new(AtomicBool::new(false));
+    let processors = std::thread::available_parallelism().map_or(2, |n| n.get());
+    let load: Vec<_> = (0..processors)
+        .map(|_| {
+            std::thread::spawn({
+                let done = Arc::clone(&done);
+                move || {
+                    while !done.load(Ordering::Relaxed) {
+                        std::hint::spin_loop()
+                    }
+                }
+            })
+        })
+        .collect();
+    let (mut times, mut restarts, mut failed) = (Vec::new(), 0, Vec::new());
+    for number in 1..=count {
+        let started = Instant::now();
+        let name = format!("boot-{number}");
+        let args = [
+            "vm", "create", "--json", "--wait", "agent", "--memory", "256M", "--name", &name, "--image",
+            IMAGE,
+        ];
+        match store.ok(&args) {
+            Ok(output) => {
+                let vm: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+                restarts += vm["watchdog_restarts"].as_u64().context("no `watchdog_restarts`")?;
+                times.push(started.elapsed());
+            }
+            Err(error) => failed.push(format!("{name}: {error:#}")),
+        }
+        store.ok(&["vm", "delete", "-f", &name])?;
+        if number % 20 == 0 {
+            println!("{number} boots, {} failed, {restarts} watchdog restarts", failed.len());
+        }
+    }
+    done.store(true, Ordering::Relaxed);
+    load.into_iter().for_each(|thread| drop(thread.join()));
+    println!("boots under load             {}", spread(&seconds(&times), "s"));
+    println!(
+        "{} of {count} boots, {restarts} watchdog restarts (at most {})",
+        times.len(),
+        count.div_ceil(100)
+    );
+    if failed.is_empty() { Ok(()) } else { bail!("failed:\n{}", failed.join("\n")) }
+}
+
+/// The least a boot can cost: the same VMM, machine, processor, memory and kernel, and nothing to do.
+struct Floor {
+    launch: banger_vmm::Launch,
+    _dir: tempfile::TempDir,
+}
+
+impl Floor {
+    fn new(store: &Store) -> anyhow::Result<Self> {
+        let dir = tempfile::tempdir()?;
+        let initrd = dir.path().join("initrd");
+        std::fs::write(&initrd, cpio(&static_program(&code_that_powers_off())))?;
+        let program = which("qemu-system-x86_64")?;
+        let plan = MachinePlan {
+            program,
+            kvm: false,
+            vcpu: VCPU,
+            memory: Mebibytes(MEMORY_MIB),
+            kernel: store.path().join("kernels/generic-6.12/vmlinux"),
+            initrd,
+            tsc_khz: tsc_khz(),
+            cmdline: Vec::new(),
+            drives: Vec::new(),
+            net: None,
+            run_dir: dir.path().to_owned(),
+        };
+        Ok(Self { launch: banger_vmm::qemu::launch(&plan), _dir: dir })
+    }
+
+    fn boot(&self) -> anyhow::Result<Duration> {
+        timed(|| {
+            let mut command = Command::new(&self.launch.program);
+            let status =
+                command.args(&self.launch.args).stdin(Stdio::null()).stdout(Stdio::null()).status()?;
+            if status.success() { Ok(()) } else { bail!("the bare machine ended with {status}") }
+        })
+    }
+}
+
+/// The rate banger gives the kernel too, as the processor states it.
+fn tsc_khz() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/cpuinfo").ok()?;
+    let line = text.lines().find(|line| line.starts_with("cpu MHz"))?;
+    let mhz: f64 = line.rsplit(' ').next()?.parse().ok()?;
+    Some((mhz * 1000.0) as u64)
+}
+
+/// Times `vm exec -- true`, and what starting a program costs within the guest.
+fn exec_times(store: &Store, vm: &[&str]) -> anyhow::Result<(Vec<Duration>, Vec<Duration>)> {
+    let create = [&["vm", "create", "--name", "bench", "--wait", "boot"][..], vm].concat();
+    store.ok(&create)?;
+    let exec = ["vm", "exec", "bench", "--", "true"];
+    store.ok(&exec)?;
+    let outside = (0..RUNS).map(|_| timed(|| store.ok(&exec).map(drop))).collect::<Result<_, _>>()?;
+    // bash reads a clock without starting anything.
+    let script = "for i in 1 2 3 4 5 6 7 8 9 10 11; do a=${EPOCHREALTIME/./}; /bin/true; b=${EPOCHREALTIME/./}; echo $((b-a)); done";
+    let output = store.ok(&["vm", "exec", "bench", "--", "bash", "-c", script])?;
+    let inside = String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .map(|line| line.parse().map(Duration::from_micros))
+        .collect::<Result<_, _>>()?;
+    store.ok(&["vm", "delete", "-f", "bench"])?;
+    Ok((outside, inside))
+}
+
+fn timed(work: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<Duration> {
+    let started = Instant::now();
+    work()?;
+    Ok(started.elapsed())
+}
+
+fn seconds(times: &[Duration]) -> Vec<f64> {
+    times.iter().map(Duration::as_secs_f64).collect()
+}
+
+fn milliseconds(times: &[Duration]) -> Vec<f64> {
+    times.iter().map(|time| time.as_secs_f64() * 1000.0).collect()
+}
+
+/// Minimum, median and maximum.
+fn spread(values: &[f64], unit: &str) -> String {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    match (sorted.first(), sorted.get(sorted.len() / 2), sorted.last()) {
+        (Some(least), Some(median), Some(most)) => {
+            format!("median {median:.2} {unit} ({least:.2} to {most:.2}, {} runs)", sorted.len())
+        }
+        _ => "no runs".to_owned(),
+    }
+}
+
+fn which(program: &str) -> anyhow::Result<std::path::PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path).map(|dir| dir.join(program)).find(|path| path.is_file());
+    found.with_context(|| format!("`{program}` is not installed"))
+}
+
+/// An initramfs ("newc" cpio) with one program as `/init`.
+fn cpio(init: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let entries = [(Path::new("init"), 0o100_755, init), (Path::new("TRAILER!!!"), 0, &[][..])];
+    for (number, (name, mode, data)) in entries.into_iter().enumerate() {
+        let name = name.as_os_str().as_encoded_bytes();
+        let fields =
+            [number as u32 + 1, mode, 0, 0, 1, 0, data.len() as u32, 0, 0, 0, 0, name.len() as u32 + 1, 0];
+        bytes.extend_from_slice(b"070701");
+        fields.iter().for_each(|field| bytes.extend_from_slice(format!("{field:08x}").as_bytes()));
+        for part in [&[name, &[0]].concat()[..], data] {
+            bytes.extend_from_slice(part);
+            bytes.resize(bytes.len().next_multiple_of(4), 0);
+        }
+    }
+    bytes
+}

@@ -1,0 +1,88 @@
+//! Every check there is, in the order of their price.
+
+use crate::programs::{Built, Profile};
+use anyhow::{Context as _, bail};
+use std::process::{Command, Stdio};
+
+/// The image most end-to-end tests use.
+const IMAGE: &str = "debian-bookworm-slim";
+
+/// Runs all checks and prints what was skipped.
+pub(crate) fn run() -> anyhow::Result<()> {
+    step("formatting", &["fmt", "--all", "--check"])?;
+    step("lints", &["clippy", "--workspace", "--all-targets", "--all-features", "--", "-D", "warnings"])?;
+    let mut skipped = Vec::new();
+    let deny = Command::new("cargo").args(["deny", "--version"]).stderr(Stdio::null()).output();
+    if deny.is_ok_and(|output| output.status.success()) {
+        step(
+            "licences, sources, bans",
+            &["deny", "--log-level", "error", "check", "bans", "licenses", "sources"],
+        )?;
+        // The advisories are in a repository that not every network reaches.
+        check_advisories(&mut skipped)?;
+    } else {
+        skipped.push("cargo deny: not installed".to_owned());
+    }
+    println!("== store for the end-to-end tests: a kernel and {IMAGE}, pulled");
+    let built = Built::new(Profile::Dev)?;
+    let store = built.store(&[IMAGE])?;
+    println!("== tests");
+    // Captured output would hide the tests' own `skipped:` lines, so it is collected here and shown again.
+    let output = Command::new("cargo")
+        .args(["test", "--workspace", "--all-features", "--no-fail-fast", "--", "--show-output"])
+        // A vm keeps a processor busy while it boots; more at once only wait for each other.
+        .args(["--test-threads", &std::thread::available_parallelism().map_or(2, |n| n.get()).to_string()])
+        .env("BANGER_TEST_STORE", store.path())
+        .stderr(Stdio::inherit())
+        .output()
+        .context("start cargo test")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    print!("{text}");
+    skipped.extend(text.lines().filter_map(|line| line.trim().strip_prefix("skipped: ")).map(str::to_owned));
+    skipped.sort();
+    skipped.dedup();
+    println!("== skipped: {}", skipped.len());
+    skipped.iter().for_each(|reason| println!("  {reason}"));
+    println!("{} passed, {} failed", count(&text, "passed"), count(&text, "failed"));
+    if !output.status.success() {
+        bail!("tests failed");
+    }
+    Ok(())
+}
+
+/// Fails when a dependency has an advisory; says so when they can't be looked at.
+fn check_advisories(skipped: &mut Vec<String>) -> anyhow::Result<()> {
+    println!("== advisories");
+    let args = ["deny", "--log-level", "error", "check", "advisories"];
+    let output = Command::new("cargo").args(args).output().context("start cargo deny")?;
+    let text = String::from_utf8_lossy(&output.stderr);
+    if output.status.success() {
+        return Ok(());
+    }
+    if text.contains("failed to fetch advisory database") {
+        skipped.push("advisories: the advisory database can't be fetched".to_owned());
+        return Ok(());
+    }
+    bail!("{text}")
+}
+
+/// Adds up a column of the test runner's summary lines.
+fn count(text: &str, word: &str) -> u64 {
+    text.lines()
+        .filter(|line| line.starts_with("test result:"))
+        .flat_map(|line| line.split(';'))
+        .filter_map(|part| {
+            part.trim().strip_suffix(word)?.rsplit(' ').find(|w| !w.is_empty())?.parse::<u64>().ok()
+        })
+        .sum()
+}
+
+fn step(name: &str, args: &[&str]) -> anyhow::Result<()> {
+    println!("== {name}");
+    let status =
+        Command::new("cargo").args(args).status().with_context(|| format!("start cargo {}", args[0]))?;
+    if !status.success() {
+        bail!("{name}: cargo {} failed", args.join(" "));
+    }
+    Ok(())
+}

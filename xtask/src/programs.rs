@@ -1,0 +1,90 @@
+//! banger itself, built and with a store of its own.
+
+use anyhow::{Context as _, bail};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+/// How it is built.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Profile {
+    /// As tests are.
+    Dev,
+    /// As it is used.
+    Release,
+}
+
+/// The programs.
+#[derive(Debug)]
+pub(crate) struct Built {
+    dir: PathBuf,
+}
+
+/// A state directory; its daemon ends with it.
+#[derive(Debug)]
+pub(crate) struct Store {
+    dir: tempfile::TempDir,
+    banger: PathBuf,
+}
+
+impl Built {
+    /// Builds them.
+    pub(crate) fn new(profile: Profile) -> anyhow::Result<Self> {
+        let mut command = Command::new("cargo");
+        command.args(["build", "--quiet", "--package", "banger", "--package", "bangerd"]);
+        if profile == Profile::Release {
+            command.arg("--release");
+        }
+        if !command.status().context("start cargo")?.success() {
+            bail!("banger could not be built");
+        }
+        let metadata =
+            Command::new("cargo").args(["metadata", "--format-version=1", "--no-deps"]).output()?;
+        let metadata: serde_json::Value = serde_json::from_slice(&metadata.stdout)?;
+        let target = metadata["target_directory"].as_str().context("no target directory")?;
+        let name = if profile == Profile::Release { "release" } else { "debug" };
+        Ok(Self { dir: Path::new(target).join(name) })
+    }
+
+    /// Makes a store and pulls images into it.
+    pub(crate) fn store(&self, images: &[&str]) -> anyhow::Result<Store> {
+        let dir = tempfile::Builder::new().prefix("banger-store-").tempdir()?;
+        let store = Store { dir, banger: self.dir.join("banger") };
+        for image in images {
+            store.ok(&["image", "pull", image])?;
+        }
+        // What it has in memory is on the disk then, for whoever copies the directory.
+        store.ok(&["daemon", "stop"])?;
+        Ok(store)
+    }
+}
+
+impl Store {
+    /// Returns the state directory.
+    pub(crate) fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Returns `banger` with arguments, on this store.
+    pub(crate) fn banger(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(&self.banger);
+        command.args(args).env("BANGER_STATE_DIR", self.path());
+        command
+    }
+
+    /// Runs `banger`, which has to succeed.
+    pub(crate) fn ok(&self, args: &[&str]) -> anyhow::Result<Output> {
+        let output =
+            self.banger(args).output().with_context(|| format!("start {}", self.banger.display()))?;
+        if !output.status.success() {
+            bail!("banger {}: {}", args.join(" "), String::from_utf8_lossy(&output.stderr));
+        }
+        Ok(output)
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        let _ = self.banger(&["vm", "prune", "-f"]).output();
+        let _ = self.banger(&["daemon", "stop"]).output();
+    }
+}

@@ -28,7 +28,7 @@ pub struct MachinePlan {
     pub drives: Vec<Drive>,
     /// The network device, if any.
     pub net: Option<NetDevice>,
-    /// Directory for the VMM's sockets: console, agent, control.
+    /// Directory for the VMM's sockets: agent and control.
     pub run_dir: PathBuf,
 }
 

@@ -82,7 +82,7 @@ pub enum Request {
         reference: String,
         /// The name in the store; made from the reference when absent.
         name: Option<ImageName>,
-        /// The kernel its vms boot; the default one when absent.
+        /// The kernel of the vm that finishes an image made of packages; the default one when absent.
         kernel: Option<KernelName>,
     },
     /// Lists images; ends with `Outcome::Images`.
@@ -122,7 +122,7 @@ pub enum Request {
     DaemonStop,
 }
 
-/// What a user asked a vm to be. Absent values take the configured defaults.
+/// What a user asked a vm to be. Absent values take the defaults.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct VmSpec {
     /// Its name; made up when absent.

@@ -26,7 +26,7 @@ fn main() -> ExitCode {
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // The daemon reads the supervisor's error stream into its log.
+            // The daemon's error stream is its log; a supervisor's is `supervisor.log`, whose end the daemon quotes.
             let _ =
                 std::io::Write::write_all(&mut std::io::stderr(), format!("error: {error:#}\n").as_bytes());
             ExitCode::FAILURE

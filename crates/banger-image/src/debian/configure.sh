@@ -1,6 +1,6 @@
 #!/bin/sh
-# Configures the unpacked packages of a Debian image. Runs once, as root, inside a vm whose root is that image with a
-# writable layer on top; the layer is the result. Running it again after an interruption finishes the work.
+# Configures the unpacked packages of a Debian image. Runs once, as root, inside a vm whose root is that image itself,
+# writable; what it leaves there is the result. Running it again after an interruption finishes the work.
 #
 # It is written for a machine that starts programs slowly (software emulation: ten to twenty times): programs whose work
 # is useless here, or was done when the image was unpacked, are replaced by stubs for the duration of this script.

@@ -1,14 +1,13 @@
 //! Debian images, built from packages on the spot.
 //!
 //! ```text
-//! plan        names of a recipe -> packages with everything they need
-//! unconfigured  packages -> file tree as after `dpkg --unpack`, plus the few files of our own
-//! (in a vm)   configure_script() runs as root on a writable layer over that tree; the layer is exported
-//! sealed      the same tree + that layer = the image
+//! plan                 names of a recipe -> packages with everything they need
+//! write_unconfigured   packages -> file tree as after `dpkg --unpack`, plus the few files of our own
+//! (in a vm)            configure_script() runs as root; the vm's root is that tree's filesystem, writable
 //! ```
 //!
-//! Package scripts are code, so they run in a vm and nowhere else. What the guest hands back is a layer like any other
-//! layer from outside.
+//! Package scripts are code, so they run in a vm and nowhere else. The filesystem the vm leaves is the image: nothing
+//! is exported, and the host does not parse what the guest wrote.
 
 use std::collections::BTreeMap;
 use std::io::{self, Cursor, Read};

@@ -1,7 +1,7 @@
 //! The VMM's process.
 //!
 //! It starts on the thread that lives in the vm's network namespace; the supervisor itself stays in the host's, where
-//! listeners and the resolver belong.
+//! the resolver's own queries belong.
 
 use super::net::{Child, NetThread};
 use anyhow::Context as _;

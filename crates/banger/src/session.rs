@@ -199,6 +199,8 @@ struct Session<'a> {
     outputs: Outputs,
     /// Bytes the guest takes before it grants more.
     window: usize,
+    /// Bytes of each output channel that are not passed on yet.
+    unacknowledged: [usize; 3],
     /// Read from stdin, not yet granted.
     pending: Vec<u8>,
     stdin_open: bool,
@@ -213,6 +215,7 @@ impl<'a> Session<'a> {
             queue,
             outputs,
             window: WINDOW as usize,
+            unacknowledged: [0; 3],
             pending: Vec::new(),
             stdin_open: true,
             overrun: Overrun::Not,
@@ -266,7 +269,17 @@ impl<'a> Session<'a> {
             Err(error) => return Err(self.plan.lost_by(error).into()),
         };
         match frame.kind {
-            Kind::Data => self.outputs.send(frame.channel, frame.payload),
+            Kind::Data => {
+                let waiting = self.unacknowledged.get_mut(usize::from(frame.channel));
+                let Some(waiting) =
+                    waiting.filter(|waiting| **waiting + frame.payload.len() <= WINDOW as usize)
+                else {
+                    // More than it was granted: this guest does not keep to the protocol.
+                    return Err(self.plan.lost().into());
+                };
+                *waiting += frame.payload.len();
+                self.outputs.send(frame.channel, frame.payload);
+            }
             Kind::Credit if frame.channel == STDIN => {
                 let granted = frame.parse_credit().map_err(|error| self.plan.lost_by(error.into()))?;
                 self.window = self.window.saturating_add(granted as usize).min(WINDOW as usize);
@@ -295,7 +308,11 @@ impl<'a> Session<'a> {
     }
 
     /// Returns credit for what was passed on, this and all that is waiting.
-    fn acknowledge(&self, done: Written, written: &mut mpsc::UnboundedReceiver<Written>) -> Result<(), Stop> {
+    fn acknowledge(
+        &mut self,
+        done: Written,
+        written: &mut mpsc::UnboundedReceiver<Written>,
+    ) -> Result<(), Stop> {
         let mut grants = [0_usize; 3];
         let mut next = Some(done);
         while let Some(done) = next {
@@ -305,6 +322,8 @@ impl<'a> Session<'a> {
         }
         for (channel, len) in (0..).zip(grants) {
             if len > 0 {
+                let waiting = &mut self.unacknowledged[usize::from(channel)];
+                *waiting = waiting.saturating_sub(len);
                 self.send(Frame::credit(0, channel, u32::try_from(len).unwrap_or(u32::MAX)));
             }
         }

@@ -3,27 +3,26 @@
 //! State of a running vm is its supervisor's; the daemon watches it and writes down what it hears. After a crash the
 //! locks on the disks say which vms run, and the ordinary start-up path picks them up again.
 
-use crate::net::NetPlan;
+use crate::lifecycle::lost;
 use crate::paths::Paths;
-use crate::plan::{CONSOLE_FILE, DISK_FILE, Inputs, SOCKET_FILE};
+use crate::plan::{DISK_FILE, SOCKET_FILE};
 use crate::pull::{ROOTFS_FILE, entropy};
 use crate::store::{ImageRow, KernelRow, Store, VmRow};
-use crate::{initramfs, plan, vmsock};
+use crate::vmsock;
 use anyhow::Context as _;
 use banger_sys::tsc;
 use banger_wire::daemon::{
-    Event, ImageView, KernelView, NetMode, Outcome, PlanSummary, Pruned, StartedVm, VmSpec, VmState, VmView,
-    VmmChoice, Wait,
+    Event, ImageView, KernelView, NetMode, Outcome, PlanSummary, VmSpec, VmState, VmView, VmmChoice,
 };
 use banger_wire::error::{ErrorCode, WireError};
 use banger_wire::names::{KernelName, VmName};
 use banger_wire::size::Mebibytes;
-use banger_wire::vm::{EndReason, Phase, VmEnd, VmEvent, VmRequest, VmStatus};
+use banger_wire::vm::VmStatus;
 use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::sync::mpsc::UnboundedSender;
 
 const DEFAULT_IMAGE: &str = "debian-bookworm";
@@ -35,8 +34,8 @@ const DISK_MIN: Mebibytes = Mebibytes(128);
 const DISK_MAX: Mebibytes = Mebibytes(16 << 20);
 const VCPU_MAX: u32 = 32;
 
-/// How long an image's init may take to finish starting, with a service that waits for something.
-const INIT_WAIT: Duration = Duration::from_secs(120);
+/// How often a made-up name may turn out to be taken: each time another request was quicker.
+const NAME_TRIES_MAX: u32 = 8;
 
 /// The daemon's state, shared by all connections.
 #[derive(Debug)]
@@ -49,6 +48,8 @@ pub(crate) struct Daemon {
     pub(crate) running: Mutex<HashMap<String, VmStatus>>,
     pub(crate) started: i64,
     pub(crate) stop: tokio::sync::Notify,
+    /// One start, stop or removal of a vm at a time.
+    pub(crate) busy: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
     tsc: Option<tsc::Reading>,
 }
 
@@ -79,6 +80,7 @@ impl Daemon {
             running: Mutex::default(),
             started: now(),
             stop: tokio::sync::Notify::new(),
+            busy: Mutex::default(),
             tsc: tsc::Reading::now(),
         }))
     }
@@ -86,24 +88,27 @@ impl Daemon {
     /// Recovers what a crash left: vms that still run are watched again, the rest is written down as ended.
     pub(crate) async fn reconcile(self: &Arc<Self>) -> anyhow::Result<()> {
         let rows = self.store.vms()?;
-        for parent in ["images", "kernels", "vms"] {
+        let known: [(&str, Vec<String>); 3] = [
+            ("images", self.store.images()?.into_iter().map(|row| row.name).collect()),
+            ("kernels", self.store.kernels()?.into_iter().map(|row| row.name).collect()),
+            ("vms", rows.iter().map(|row| row.id.to_string()).collect()),
+        ];
+        for (parent, names) in known {
             for entry in std::fs::read_dir(self.paths.state.join(parent))? {
                 let entry = entry?;
-                let name = entry.file_name().to_string_lossy().into_owned();
-                let orphan = parent == "vms" && rows.iter().all(|row| row.id.as_str() != name);
-                if name.starts_with(".new-") || orphan {
-                    vmsock::end(&entry.path().join("build")).await;
-                    std::fs::remove_dir_all(entry.path()).context("remove what a crash left")?;
+                if names.contains(&entry.file_name().to_string_lossy().into_owned()) {
+                    continue;
                 }
+                for dir in [entry.path(), entry.path().join("build")] {
+                    vmsock::end(&dir).await.context("end what a crash left")?;
+                }
+                std::fs::remove_dir_all(entry.path()).context("remove what a crash left")?;
             }
         }
         for row in rows {
             let dir = self.paths.vm(row.id.as_str());
             if vmsock::is_alive(&dir) {
-                match vmsock::connect(&dir).await {
-                    Ok(connection) => self.clone().watch(row, connection),
-                    Err(error) => tracing::warn!("vm {}: {error:#}", row.name),
-                }
+                self.watch(row);
             } else if matches!(row.state, VmState::Starting | VmState::Running | VmState::Stopping) || row.rm
             {
                 let end = vmsock::load_end(&dir).unwrap_or_else(lost);
@@ -193,10 +198,11 @@ impl Daemon {
         Ok(Outcome::Plan(self.resolve(spec)?.summary))
     }
 
-    /// Makes a vm: pulls what is missing, reserves the name, formats its disk. Returns its row.
+    /// Makes a vm in the given state: pulls what is missing, reserves the name, formats its disk. Returns its row.
     pub(crate) async fn create(
         &self,
         spec: &VmSpec,
+        state: VmState,
         events: &UnboundedSender<Event>,
     ) -> anyhow::Result<VmRow> {
         let Resolved { mut summary, given_name } = self.resolve(spec)?;
@@ -208,7 +214,7 @@ impl Daemon {
         let mut row = VmRow {
             id: self.new_id()?,
             name: summary.name.clone(),
-            state: VmState::Created,
+            state,
             error: None,
             image: image.name,
             kernel: kernel.name,
@@ -220,16 +226,18 @@ impl Daemon {
             run_as: None,
             spec: serde_json::to_string(spec)?,
         };
-        while let Err(error) = self.store.insert_vm(&mut row, as_root) {
-            // Somebody took the made-up name meanwhile.
-            if given_name {
-                return Err(error);
+        let mut tries = 0;
+        while !self.store.insert_vm(&mut row, as_root)? {
+            // Somebody took the name meanwhile.
+            tries += 1;
+            if given_name || tries > NAME_TRIES_MAX {
+                return Err(invalid(format!("a vm named `{}` exists already", row.name)));
             }
             summary.name = made_up_name(&self.store.vms()?)?;
             row.name = summary.name.clone();
         }
         if let Err(error) = self.make_files(&row) {
-            self.release(&row).await?;
+            self.remove(&row).await?;
             return Err(error);
         }
         Ok(row)
@@ -245,223 +253,8 @@ impl Daemon {
             .context("make the vm's disk")
     }
 
-    /// Boots a vm and returns once sessions can be opened.
-    pub(crate) async fn start(
-        self: &Arc<Self>,
-        row: &VmRow,
-        wait: Wait,
-        events: &UnboundedSender<Event>,
-    ) -> anyhow::Result<StartedVm> {
-        let begun = Instant::now();
-        let _ = events.send(Event::Step { label: format!("boot {}", row.name) });
-        let dir = self.paths.vm(row.id.as_str());
-        let kernel = self.paths.kernel(&row.kernel);
-        let spec: VmSpec = serde_json::from_str(&row.spec).context("understand the stored request")?;
-        let image = self.find_image(&row.image)?.context("the vm's image is gone")?;
-        let plan = plan::plan(Inputs {
-            row,
-            spec: &spec,
-            config: &image.config,
-            dir: dir.clone(),
-            image: self.paths.image(&row.image).join(ROOTFS_FILE),
-            initramfs: initramfs::ensure(&kernel)?,
-            kernel,
-            program: self.qemu()?,
-            entropy: entropy()?,
-            tsc_khz: self.tsc_khz().await,
-            net: NetPlan::find(net_mode(&spec)),
-            build: false,
-        });
-        self.store.set_state(&row.id, VmState::Starting, None)?;
-        let mut connection = match vmsock::start(&plan).await {
-            Ok(connection) => connection,
-            Err(error) => {
-                self.store.set_state(&row.id, VmState::Error, Some(&format!("{error:#}")))?;
-                return Err(error);
-            }
-        };
-        connection.request(VmRequest::Watch).await?;
-        let (tell, mut phases) = tokio::sync::watch::channel(None);
-        self.clone().watch_and_tell(row.clone(), connection, tell);
-        let settled = phases.wait_for(|status: &Option<VmStatus>| {
-            let phase = status.as_ref().map(|status| &status.phase);
-            matches!(phase, Some(Phase::Ready | Phase::InitReady | Phase::Failed { .. }))
-        });
-        let status = match settled.await {
-            Ok(status) => status.clone(),
-            Err(_) => None,
-        };
-        match status.as_ref().map(|status| &status.phase) {
-            Some(Phase::Ready | Phase::InitReady) => {}
-            Some(Phase::Failed { stage, cause }) => {
-                self.store.set_state(&row.id, VmState::Error, Some(&format!("{stage}: {cause}")))?;
-                return Err(unreachable(row, &format!("{stage}: {cause}")));
-            }
-            _ => {
-                vmsock::wait_gone(&dir).await;
-                let end = vmsock::load_end(&dir).unwrap_or_else(lost);
-                return Err(unreachable(row, &end.detail));
-            }
-        }
-        self.store.set_state(&row.id, VmState::Running, None)?;
-        let mut status = status;
-        if wait == Wait::Boot {
-            let done = phases.wait_for(|status: &Option<VmStatus>| {
-                !matches!(status.as_ref().map(|status| &status.phase), Some(Phase::Ready))
-            });
-            match tokio::time::timeout(INIT_WAIT, done).await {
-                Ok(Ok(last)) => status = last.clone(),
-                Ok(Err(_)) => {
-                    let end = vmsock::load_end(&dir).unwrap_or_else(lost);
-                    return Err(unreachable(row, &end.detail));
-                }
-                Err(_) => {
-                    let text = format!(
-                        "the image's init has not finished starting for {} s; going on without it",
-                        INIT_WAIT.as_secs()
-                    );
-                    let _ = events.send(Event::Warning { text });
-                }
-            }
-        }
-        if let Some(text) = status.as_ref().and_then(|status| status.network_warning.clone()) {
-            let _ = events.send(Event::Warning { text });
-        }
-        let view = self.view(&self.row(row.id.as_str())?);
-        Ok(StartedVm {
-            socket: view.socket.clone(),
-            vm: view,
-            timings: status.map(|status| status.timings).unwrap_or_default(),
-            ready_ms: u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
-        })
-    }
-
-    /// Follows a vm found running.
-    fn watch(self: Arc<Self>, row: VmRow, mut connection: vmsock::Connection) {
-        tokio::spawn(async move {
-            if connection.request(VmRequest::Watch).await.is_ok() {
-                self.watch_and_tell(row, connection, tokio::sync::watch::channel(None).0);
-            }
-        });
-    }
-
-    fn watch_and_tell(
-        self: Arc<Self>,
-        row: VmRow,
-        mut connection: vmsock::Connection,
-        tell: tokio::sync::watch::Sender<Option<VmStatus>>,
-    ) {
-        tokio::spawn(async move {
-            let mut end = None;
-            while let Ok(Some(event)) = connection.event().await {
-                match event {
-                    VmEvent::State(mut status) => {
-                        let inside = status.vmm_pid.zip(connection.supervisor);
-                        status.vmm_pid = inside.and_then(|(pid, parent)| vmsock::outside_pid(parent, pid));
-                        self.running().insert(row.id.to_string(), status.clone());
-                        tell.send_replace(Some(status));
-                    }
-                    VmEvent::Ended(how) => end = Some(how),
-                    _ => {}
-                }
-            }
-            let dir = self.paths.vm(row.id.as_str());
-            vmsock::wait_gone(&dir).await;
-            self.running().remove(row.id.as_str());
-            let end = end.or_else(|| vmsock::load_end(&dir)).unwrap_or_else(lost);
-            // Whoever waits for the boot reads the end from the disk, so the vm's files stay until then.
-            if let Err(error) = self.settle(&row, &end).await {
-                tracing::error!("vm {}: {error:#}", row.name);
-            }
-            drop(tell);
-        });
-    }
-
-    fn running(&self) -> std::sync::MutexGuard<'_, HashMap<String, VmStatus>> {
+    pub(crate) fn running(&self) -> std::sync::MutexGuard<'_, HashMap<String, VmStatus>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Writes down how a vm ended; one made with `--rm` goes, unless it never came up.
-    async fn settle(&self, row: &VmRow, end: &VmEnd) -> anyhow::Result<()> {
-        tracing::info!("vm {}: {}", row.name, end.detail);
-        if row.rm && end.reason != EndReason::Failed {
-            return self.release(row).await;
-        }
-        let failed = end.reason == EndReason::Failed;
-        let state = if failed { VmState::Error } else { VmState::Stopped };
-        self.store.set_state(&row.id, state, failed.then_some(end.detail.as_str()))
-    }
-
-    /// The one way a vm goes: ended if it runs, its files, its row. Can be repeated.
-    pub(crate) async fn release(&self, row: &VmRow) -> anyhow::Result<()> {
-        let dir = self.paths.vm(row.id.as_str());
-        self.end(row, VmRequest::Kill).await?;
-        // CRASH: files without a row are removed at the next start; a row is only ever deleted after its files.
-        match std::fs::remove_dir_all(&dir) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(error).with_context(|| format!("remove `{}`", dir.display()));
-            }
-            _ => {}
-        }
-        self.store.delete_vm(&row.id)
-    }
-
-    /// Ends a vm by the given request and returns when it is gone.
-    pub(crate) async fn end(&self, row: &VmRow, request: VmRequest) -> anyhow::Result<()> {
-        let dir = self.paths.vm(row.id.as_str());
-        if vmsock::is_alive(&dir)
-            && let Ok(mut connection) = vmsock::connect(&dir).await
-        {
-            connection.request(request).await?;
-            while let Ok(Some(event)) = connection.event().await {
-                if matches!(event, VmEvent::Ended(_)) {
-                    break;
-                }
-            }
-            vmsock::wait_gone(&dir).await;
-        }
-        Ok(())
-    }
-
-    /// Ends a vm; its state says so when this returns.
-    pub(crate) async fn stop(&self, reference: &str, request: VmRequest) -> anyhow::Result<Outcome> {
-        let row = self.row(reference)?;
-        if !vmsock::is_alive(&self.paths.vm(row.id.as_str())) {
-            return Ok(Outcome::Vm(self.view(&row)));
-        }
-        self.end(&row, request).await?;
-        if self.row(row.id.as_str()).is_ok() {
-            self.store.set_state(&row.id, VmState::Stopped, None)?;
-        }
-        Ok(Outcome::Done)
-    }
-
-    pub(crate) async fn delete(&self, reference: &str, force: bool) -> anyhow::Result<Outcome> {
-        let row = self.row(reference)?;
-        if !force && vmsock::is_alive(&self.paths.vm(row.id.as_str())) {
-            return Err(WireError::new(ErrorCode::Invalid, format!("vm `{}` is running", row.name))
-                .hinted(format!("stop it with `banger vm stop {}` first", row.name))
-                .into());
-        }
-        self.release(&row).await?;
-        Ok(Outcome::Done)
-    }
-
-    pub(crate) async fn prune(&self, dry_run: bool) -> anyhow::Result<Outcome> {
-        let rows = self.store.vms()?;
-        let idle = |row: &&VmRow| match row.state {
-            VmState::Running | VmState::Starting | VmState::Stopping => false,
-            VmState::Created | VmState::Stopped | VmState::Error => true,
-        };
-        let doomed: Vec<&VmRow> = rows.iter().filter(idle).collect();
-        let vms: Vec<VmView> = doomed.iter().map(|row| self.view(row)).collect();
-        let freed_bytes = vms.iter().map(|vm| vm.disk_used_bytes).sum();
-        if !dry_run {
-            for row in doomed {
-                self.release(row).await?;
-            }
-        }
-        Ok(Outcome::Pruned(Pruned { vms, freed_bytes }))
     }
 
     /// Finds a vm by name, id or unique prefix of an id.
@@ -520,12 +313,6 @@ impl Daemon {
             cmdline: None,
             watchdog_restarts: status.map_or(0, |status| status.watchdog_restarts),
         }
-    }
-
-    pub(crate) fn console(&self, reference: &str) -> anyhow::Result<(VmRow, PathBuf)> {
-        let row = self.row(reference)?;
-        let path = self.paths.vm(row.id.as_str()).join(CONSOLE_FILE);
-        Ok((row, path))
     }
 
     pub(crate) fn images(&self) -> anyhow::Result<Vec<ImageView>> {
@@ -591,26 +378,8 @@ impl Daemon {
 }
 
 /// What a vm may reach when nothing else was asked for: the internet, and not the machines around it.
-fn net_mode(spec: &VmSpec) -> NetMode {
+pub(crate) fn net_mode(spec: &VmSpec) -> NetMode {
     spec.net.unwrap_or(NetMode::Internet)
-}
-
-fn lost() -> VmEnd {
-    VmEnd {
-        reason: EndReason::Killed,
-        detail: "its supervisor was killed, or the machine went down".to_owned(),
-    }
-}
-
-fn unreachable(row: &VmRow, cause: &str) -> anyhow::Error {
-    let mut error = WireError::new(ErrorCode::Unreachable, format!("could not start vm `{}`", row.name));
-    error.causes.push(cause.to_owned());
-    let name = &row.name;
-    error
-        .hinted(format!(
-            "it was kept: `banger vm logs {name}`, `banger vm show {name}`, `banger vm delete {name}`"
-        ))
-        .into()
 }
 
 const ADJECTIVES: [&str; 16] = [

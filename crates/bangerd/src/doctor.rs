@@ -2,14 +2,19 @@
 
 use crate::daemon::Daemon;
 use crate::net::{self, host, nft, pasta::PastaPlan};
+use crate::store::VmRow;
 use anyhow::Context as _;
-use banger_wire::daemon::{Check, Event, Outcome, Verdict, VmSpec};
+use banger_wire::daemon::{Check, Event, Outcome, Verdict, VmSpec, VmState};
 use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
-/// Runs all checks; each is an event.
-pub(crate) async fn run(daemon: &Arc<Daemon>, events: &UnboundedSender<Event>) -> anyhow::Result<Outcome> {
+/// Runs all checks; each is an event. Tells of the vm that it makes.
+pub(crate) async fn run(
+    daemon: &Arc<Daemon>,
+    events: &UnboundedSender<Event>,
+    made: &(dyn Fn(VmRow) + Send + Sync),
+) -> anyhow::Result<Outcome> {
     let report = |name: &str, verdict, detail: String, hint: Option<&str>| {
         let check = Check { name: name.to_owned(), verdict, detail, hint: hint.map(str::to_owned) };
         let _ = events.send(Event::Check(check));
@@ -36,7 +41,8 @@ pub(crate) async fn run(daemon: &Arc<Daemon>, events: &UnboundedSender<Event>) -
     let spec = VmSpec { image: Some(image.name.clone()), rm: true, ..VmSpec::default() };
     // Its steps are no news to somebody who asked for checks.
     let (quiet, _queue) = unbounded_channel();
-    let row = daemon.create(&spec, &quiet).await?;
+    let row = daemon.create(&spec, VmState::Starting, &quiet).await?;
+    made(row.clone());
     match daemon.start(&row, spec.wait, &quiet).await {
         Ok(started) => {
             let stages: Vec<String> =
@@ -45,7 +51,7 @@ pub(crate) async fn run(daemon: &Arc<Daemon>, events: &UnboundedSender<Event>) -
         }
         Err(error) => report("boot", Verdict::Fail, format!("{error:#}"), Some("banger daemon logs")),
     }
-    daemon.release(&row).await?;
+    daemon.remove(&row).await?;
     Ok(Outcome::Done)
 }
 

@@ -3,6 +3,7 @@
 mod daemon;
 mod doctor;
 mod initramfs;
+mod lifecycle;
 mod net;
 mod paths;
 mod plan;

@@ -16,7 +16,8 @@ use banger_wire::error::{ErrorCode, WireError};
 use banger_wire::exec::{ExecSpec, ExitStatus};
 use banger_wire::names::{ImageName, VmId};
 use banger_wire::size::Mebibytes;
-use banger_wire::vm::{Phase, VmEvent, VmRequest, VmStatus};
+use banger_wire::vm::{EndReason, Phase, VmEvent, VmRequest, VmStatus};
+use rustix::fs::CWD;
 use sha2::{Digest as _, Sha256};
 use std::path::{Path, PathBuf};
 use tokio::sync::mpsc::UnboundedSender;
@@ -61,8 +62,14 @@ impl Daemon {
         name: &str,
         events: &UnboundedSender<Event>,
     ) -> anyhow::Result<KernelRow> {
+        let stored =
+            || Ok::<_, anyhow::Error>(self.store.kernels()?.into_iter().find(|row| row.name == name));
+        if let Some(row) = stored()? {
+            return Ok(row);
+        }
         let _one = self.pulling.lock().await;
-        if let Some(row) = self.store.kernels()?.into_iter().find(|row| row.name == name) {
+        // Whoever had the lock may have pulled this one.
+        if let Some(row) = stored()? {
             return Ok(row);
         }
         let _ = events.send(Event::Step { label: format!("pull kernel {name}") });
@@ -102,6 +109,9 @@ impl Daemon {
         kernel: &KernelRow,
         events: &UnboundedSender<Event>,
     ) -> anyhow::Result<ImageRow> {
+        if let Some(row) = self.find_image(text)? {
+            return Ok(row);
+        }
         let _one = self.pulling.lock().await;
         match self.find_image(text)? {
             Some(row) => Ok(row),
@@ -328,10 +338,10 @@ impl Daemon {
             }
         }
         vmsock::wait_gone(&dir).await;
-        if let Some(end) = vmsock::load_end(&dir)
-            && end.reason != banger_wire::vm::EndReason::Stopped
-        {
-            bail!("the vm did not shut down in order: {}", end.detail);
+        match vmsock::load_end(&dir) {
+            Some(end) if end.reason == EndReason::Stopped => {}
+            Some(end) => bail!("the vm did not shut down in order: {}", end.detail),
+            None => bail!("the vm did not shut down in order"),
         }
         std::fs::remove_dir_all(dir)?;
         build.done()
@@ -381,9 +391,12 @@ impl Drop for Build {
         let Some(staging) = self.staging.take() else { return };
         // CRASH: a daemon that ends here leaves a `.new-` directory, and its next start does the same.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            // Whoever does not get to run, because the daemon ends, leaves the directory to the next start.
+            let dir = staging.keep();
             runtime.spawn(async move {
-                vmsock::end(&staging.path().join("build")).await;
-                drop(staging);
+                if vmsock::end(&dir.join("build")).await.is_ok() {
+                    let _ = std::fs::remove_dir_all(dir);
+                }
             });
         }
     }
@@ -462,15 +475,19 @@ fn open_to_vms(dir: &Path) -> anyhow::Result<()> {
 
 /// Makes a finished directory visible under its name.
 fn publish(staging: tempfile::TempDir, place: &Path) -> anyhow::Result<()> {
-    // CRASH: before the rename a `.new-` directory is left, which the next start removes; after it the files are there
-    // without a row, and the next pull replaces them.
-    if place.exists() {
-        std::fs::remove_dir_all(place)?;
-    }
+    // CRASH: before the rename a `.new-` directory is left, after it files without a row, or the old ones under the other
+    // name; the next start removes each.
     for entry in std::fs::read_dir(staging.path())? {
         std::fs::File::open(entry?.path())?.sync_all()?;
     }
-    std::fs::rename(staging.keep(), place).context("publish in the store")?;
+    if place.exists() {
+        // The old one is never missing, and goes with the staging directory it now is.
+        let exchange = rustix::fs::RenameFlags::EXCHANGE;
+        rustix::fs::renameat_with(CWD, staging.path(), CWD, place, exchange)
+            .context("publish in the store")?;
+    } else {
+        std::fs::rename(staging.keep(), place).context("publish in the store")?;
+    }
     let parent = place.parent().unwrap_or(place);
     Ok(std::fs::File::open(parent)?.sync_all()?)
 }

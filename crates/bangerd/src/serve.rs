@@ -2,6 +2,7 @@
 
 use crate::daemon::Daemon;
 use crate::paths::Paths;
+use crate::plan::CONSOLE_FILE;
 use crate::store::VmRow;
 use crate::{doctor, vmsock};
 use anyhow::Context as _;
@@ -22,6 +23,8 @@ use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
 /// How often a followed console is looked at.
 const FOLLOW_EVERY: Duration = Duration::from_millis(100);
+/// The wait after a connection could not be taken.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 /// Bytes of console in one frame.
 const LOG_CHUNK: usize = 32 * 1024;
 
@@ -49,10 +52,14 @@ pub(crate) fn run(ready: Option<File>) -> anyhow::Result<()> {
         loop {
             tokio::select! {
                 () = daemon.stop.notified() => break,
-                accepted = listener.accept() => {
-                    let (stream, _) = accepted.context("accept a connection")?;
-                    tokio::spawn(connection(daemon.clone(), stream));
-                }
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, _)) => drop(tokio::spawn(connection(daemon.clone(), stream))),
+                    // For want of descriptors, for example: those there are come back.
+                    Err(error) => {
+                        tracing::error!("accept a connection: {error}");
+                        tokio::time::sleep(ACCEPT_AGAIN).await;
+                    }
+                },
             }
         }
         // The answer to the one who asked is on its way.
@@ -180,7 +187,7 @@ async fn operate(
     let Some(result) = result else {
         let made = made.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(row) = made
-            && let Err(error) = daemon.release(&row).await
+            && let Err(error) = daemon.remove(&row).await
         {
             tracing::error!("vm {}: {error:#}", row.name);
         }
@@ -204,26 +211,19 @@ async fn perform(
     let note = |row: Option<VmRow>| *made.lock().unwrap_or_else(PoisonError::into_inner) = row;
     match request {
         Request::VmRun(spec) => {
-            let row = daemon.create(&spec, &events).await?;
+            let row = daemon.create(&spec, VmState::Starting, &events).await?;
             note(Some(row.clone()));
             let started = daemon.start(&row, spec.wait, &events).await;
             note(None);
             Ok(Outcome::Started(started?))
         }
         Request::VmCreate(spec) => {
-            let row = daemon.create(&spec, &events).await?;
+            let row = daemon.create(&spec, VmState::Created, &events).await?;
             Ok(Outcome::Created(daemon.view(&row)))
         }
         Request::VmPlan(spec) => daemon.plan(&spec),
         Request::VmStart { vm, wait } => {
             let row = daemon.row(&vm)?;
-            if vmsock::is_alive(&daemon.paths.vm(row.id.as_str())) {
-                return Err(WireError::new(
-                    ErrorCode::Invalid,
-                    format!("vm `{}` is running already", row.name),
-                )
-                .into());
-            }
             Ok(Outcome::Started(daemon.start(&row, wait, &events).await?))
         }
         Request::VmStop { vm, grace_ms } => daemon.stop(&vm, VmRequest::Stop { grace_ms }).await,
@@ -232,7 +232,7 @@ async fn perform(
         Request::VmList => Ok(Outcome::Vms(daemon.store.vms()?.iter().map(|row| daemon.view(row)).collect())),
         Request::VmShow { vm } => Ok(Outcome::Vm(daemon.view(&daemon.row(&vm)?))),
         Request::VmPrune { dry_run } => daemon.prune(dry_run).await,
-        Request::Doctor => doctor::run(&daemon, &events).await,
+        Request::Doctor => doctor::run(&daemon, &events, &|row| note(Some(row))).await,
         Request::DaemonStatus => Ok(Outcome::Daemon(DaemonView {
             pid: std::process::id(),
             build: BUILD.to_owned(),
@@ -310,10 +310,12 @@ async fn logs(
     writer: &mut FrameWriter<OwnedWriteHalf>,
 ) -> anyhow::Result<()> {
     use std::os::unix::fs::MetadataExt as _;
-    let (row, path) = daemon.console(vm)?;
+    let row = daemon.row(vm)?;
     let dir = daemon.paths.vm(row.id.as_str());
-    let mut bytes = std::fs::read(&path).unwrap_or_default();
-    let mut seen = std::fs::metadata(&path).map_or((0, 0), |metadata| (metadata.ino(), bytes.len() as u64));
+    let path = dir.join(CONSOLE_FILE);
+    let mut bytes = vmsock::read_file(&dir, CONSOLE_FILE);
+    let mut seen =
+        std::fs::symlink_metadata(&path).map_or((0, 0), |metadata| (metadata.ino(), bytes.len() as u64));
     if let Some(lines) = lines {
         let ends = bytes.iter().enumerate().rev().skip(1).filter(|(_, byte)| **byte == b'\n');
         let start = ends.map(|(index, _)| index + 1).nth(lines.saturating_sub(1)).unwrap_or(0);
@@ -330,8 +332,8 @@ async fn logs(
             () = tokio::time::sleep(FOLLOW_EVERY) => {}
             frame = reader.next() => if frame?.is_none() { return Ok(()) },
         }
-        let all = std::fs::read(&path).unwrap_or_default();
-        let inode = std::fs::metadata(&path).map_or(0, |metadata| metadata.ino());
+        let all = vmsock::read_file(&dir, CONSOLE_FILE);
+        let inode = std::fs::symlink_metadata(&path).map_or(0, |metadata| metadata.ino());
         // A new file begins with what was kept of the old one; what was lost between is lost to the reader too.
         let from =
             if inode == seen.0 { usize::try_from(seen.1).unwrap_or(0).min(all.len()) } else { all.len() };

@@ -113,15 +113,15 @@ impl Store {
         self.connection.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reserves the vm's name; fails when it is taken. As root, also gives it a user of its own.
-    pub(crate) fn insert_vm(&self, row: &mut VmRow, as_root: bool) -> anyhow::Result<()> {
+    /// Reserves the vm's name; false when it is taken. As root, also gives the vm a user of its own.
+    pub(crate) fn insert_vm(&self, row: &mut VmRow, as_root: bool) -> anyhow::Result<bool> {
         let mut connection = self.lock();
         let transaction = connection.transaction()?;
         let taken: Option<i64> = transaction
             .query_row("SELECT 1 FROM vm WHERE name = ?", [row.name.as_str()], |row| row.get(0))
             .optional()?;
         if taken.is_some() {
-            bail!("a vm named `{}` exists already", row.name);
+            return Ok(false);
         }
         if as_root {
             let query = "SELECT coalesce(max(run_as) + 1, ?) FROM vm";
@@ -145,7 +145,8 @@ impl Store {
                 row.spec
             ],
         )?;
-        Ok(transaction.commit()?)
+        transaction.commit()?;
+        Ok(true)
     }
 
     pub(crate) fn set_state(&self, id: &VmId, state: VmState, error: Option<&str>) -> anyhow::Result<()> {

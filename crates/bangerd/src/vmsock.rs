@@ -10,6 +10,7 @@ use banger_wire::stream::{FrameReader, FrameWriter};
 use banger_wire::vm::{VmCall, VmEnd, VmEvent, VmRequest};
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use std::fs::File;
+use std::io::{Read as _, Write as _};
 use std::os::fd::AsRawFd as _;
 use std::path::Path;
 use std::process::Stdio;
@@ -33,13 +34,48 @@ pub(crate) struct Connection {
     writer: FrameWriter<OwnedWriteHalf>,
 }
 
+/// Longest file of a vm's processes that is read here: they could have made it anything.
+const FILE_LEN_MAX: u64 = 4 << 20;
+
+/// Opens a file of a vm's directory. The vm's own processes may write there, so what has the name may be a link or a pipe.
+///
+/// # Errors
+/// When it isn't a plain file.
+pub(crate) fn open_file(dir: &Path, name: &str, flags: OFlags) -> std::io::Result<File> {
+    let flags = flags | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = File::from(rustix::fs::open(dir.join(name), flags, Mode::empty())?);
+    if !file.metadata()?.is_file() {
+        return Err(std::io::Error::other("not a plain file"));
+    }
+    Ok(file)
+}
+
+/// Reads a file of a vm's directory; nothing when it isn't there or isn't plain.
+pub(crate) fn read_file(dir: &Path, name: &str) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    if let Ok(file) = open_file(dir, name, OFlags::RDONLY) {
+        let _ = file.take(FILE_LEN_MAX).read_to_end(&mut bytes);
+    }
+    bytes
+}
+
+/// Makes a file of a vm's directory anew.
+fn create_file(dir: &Path, name: &str) -> std::io::Result<File> {
+    let path = dir.join(name);
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    File::create_new(path)
+}
+
 /// Tells whether a supervisor runs this vm: it holds the lock of the vm's disk.
 pub(crate) fn is_alive(dir: &Path) -> bool {
-    let Ok(disk) = File::open(dir.join(DISK_FILE)) else { return false };
+    let Ok(disk) = open_file(dir, DISK_FILE, OFlags::RDONLY) else { return false };
     rustix::fs::flock(&disk, FlockOperation::NonBlockingLockExclusive).is_err()
 }
 
-/// Waits until no supervisor holds the disk any more.
+/// Waits until no supervisor holds the disk any more, for a while.
 pub(crate) async fn wait_gone(dir: &Path) {
     let deadline = tokio::time::Instant::now() + GONE_WAIT;
     while is_alive(dir) && tokio::time::Instant::now() < deadline {
@@ -48,21 +84,28 @@ pub(crate) async fn wait_gone(dir: &Path) {
 }
 
 /// Ends a vm at once, whatever it is doing, and returns when it is gone.
-pub(crate) async fn end(dir: &Path) {
-    if is_alive(dir)
-        && let Ok(mut connection) = connect(dir).await
-    {
-        let _ = connection.request(VmRequest::Kill).await;
-        wait_gone(dir).await;
+///
+/// # Errors
+/// When it can't be reached, or does not end. Its files must stay then: without them nobody finds it again.
+pub(crate) async fn end(dir: &Path) -> anyhow::Result<()> {
+    if !is_alive(dir) {
+        return Ok(());
     }
+    match connect_new(dir).await {
+        Ok(mut connection) => connection.request(VmRequest::Kill).await?,
+        Err(_) if !is_alive(dir) => return Ok(()),
+        Err(error) => return Err(error),
+    }
+    wait_gone(dir).await;
+    if is_alive(dir) { bail!("the vm in `{}` has not ended", dir.display()) } else { Ok(()) }
 }
 
 /// Returns how the vm's last run ended, if it said so.
 pub(crate) fn load_end(dir: &Path) -> Option<VmEnd> {
-    serde_json::from_slice(&std::fs::read(dir.join(END_FILE)).ok()?).ok()
+    serde_json::from_slice(&read_file(dir, END_FILE)).ok()
 }
 
-/// Starts the supervisor of a planned vm and connects to it.
+/// Starts the supervisor of a planned vm, which nobody else does now, and connects to it.
 ///
 /// # Errors
 /// When it can't start; its own words are then the cause.
@@ -71,12 +114,14 @@ pub(crate) async fn start(plan: &VmPlan) -> anyhow::Result<Connection> {
     for old in [END_FILE, SOCKET_FILE] {
         let _ = std::fs::remove_file(dir.join(old));
     }
-    std::fs::write(dir.join(PLAN_FILE), serde_json::to_vec_pretty(plan)?).context("write the vm's plan")?;
-    let log = File::create(dir.join(SUPERVISOR_LOG_FILE)).context("write the supervisor's log")?;
+    let written =
+        create_file(dir, PLAN_FILE).and_then(|mut file| file.write_all(&serde_json::to_vec_pretty(plan)?));
+    written.context("write the vm's plan")?;
+    let log = create_file(dir, SUPERVISOR_LOG_FILE).context("write the supervisor's log")?;
     if let Some(id) = plan.run_as {
-        for path in [dir.to_path_buf(), dir.join(DISK_FILE)] {
-            std::os::unix::fs::chown(&path, Some(id), Some(id)).context("give the vm its disk")?;
-        }
+        let disk = open_file(dir, DISK_FILE, OFlags::RDWR).context("open the vm's disk")?;
+        std::os::unix::fs::fchown(disk, Some(id), Some(id)).context("give the vm its disk")?;
+        std::os::unix::fs::lchown(dir, Some(id), Some(id)).context("give the vm its directory")?;
     }
     let own = std::env::current_exe().context("find this program")?;
     let mut command = banger_sys::child::command(own.as_os_str());
@@ -93,13 +138,14 @@ pub(crate) async fn start(plan: &VmPlan) -> anyhow::Result<Connection> {
 
 /// The end of what the supervisor and the VMM said on their error stream.
 fn last_words(dir: &Path) -> String {
-    let text = std::fs::read(dir.join(SUPERVISOR_LOG_FILE)).unwrap_or_default();
+    let text = read_file(dir, SUPERVISOR_LOG_FILE);
     let text = String::from_utf8_lossy(&text);
     let line = text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it said nothing");
     line.trim_start_matches("error: ").escape_debug().take(500).collect()
 }
 
-async fn connect_new(dir: &Path) -> anyhow::Result<Connection> {
+/// Connects to a supervisor that is there or comes.
+pub(crate) async fn connect_new(dir: &Path) -> anyhow::Result<Connection> {
     let deadline = tokio::time::Instant::now() + SOCKET_WAIT;
     loop {
         match connect(dir).await {

@@ -117,13 +117,14 @@ impl Owner {
         let (from, to) = (store(), self.state());
         run(self.program("mkdir").args(["-p", "-m", "700"]).arg(&to));
         let link = if is_root() { "-al" } else { "-a" };
-        run(Command::new("cp").arg(link).args([from.join("images"), from.join("kernels")]).arg(&to));
-        let database = from.join("banger.db");
-        run(Command::new("cp").args([&database, &to]));
+        run(Command::new("cp").arg(link).arg(from.join("images")).arg(&to));
+        // An initramfs may be added to a kernel, of files that are its owner's alone.
+        run(Command::new("cp").arg("-a").args([from.join("kernels"), from.join("banger.db")]).arg(&to));
         if is_root() {
             let owner = format!("{0}:{0}", self.uid.unwrap_or(0));
-            run(Command::new("find").arg(&to).args(["-type", "d", "-exec", "chown", &owner, "{}", "+"]));
-            run(Command::new("chown").arg(&owner).arg(to.join("banger.db")));
+            let images = to.join("images");
+            run(Command::new("find").arg(&images).args(["-type", "d", "-exec", "chown", &owner, "{}", "+"]));
+            run(Command::new("chown").args(["-R", &owner]).args([to.join("kernels"), to.join("banger.db")]));
         }
     }
 

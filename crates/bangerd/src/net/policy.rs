@@ -16,11 +16,13 @@ use std::net::Ipv4Addr;
 /// Networks that are not the public internet (RFC 6890 and after): this host, private and shared networks, link-local
 /// with the metadata services of clouds, protocol assignments, documentation, 6to4 relays, benchmarks, multicast,
 /// reserved, broadcast.
-const SPECIAL: [Cidr; 15] = [
+const SPECIAL: [Cidr; 16] = [
     Cidr::new(Ipv4Addr::new(0, 0, 0, 0), 8),
     Cidr::new(Ipv4Addr::new(10, 0, 0, 0), 8),
     Cidr::new(Ipv4Addr::new(100, 64, 0, 0), 10),
     LOOPBACK,
+    // Azure's platform services, metadata among them, at a public address.
+    Cidr::new(Ipv4Addr::new(168, 63, 129, 16), 32),
     Cidr::new(Ipv4Addr::new(169, 254, 0, 0), 16),
     Cidr::new(Ipv4Addr::new(172, 16, 0, 0), 12),
     Cidr::new(Ipv4Addr::new(192, 0, 0, 0), 24),

@@ -3,17 +3,29 @@
 use super::link::Link;
 use super::vm::{Order, Shared};
 use banger_wire::error::{ErrorCode, WireError};
+use banger_wire::exec::WINDOW;
 use banger_wire::frame::{Frame, Kind, MESSAGE_LEN_MAX};
 use banger_wire::guest::SessionKind;
 use banger_wire::stream::{FrameReader, FrameWriter, StreamError};
 use banger_wire::vm::{Phase, VmCall, VmEvent, VmRequest};
+use std::collections::VecDeque;
 use std::rc::Rc;
+use std::time::Duration;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
 
+/// Frames of one client that wait for the guest: its window, and what it says besides.
+const WAITING_MAX: usize = 2 * WINDOW as usize;
+/// The wait after a connection could not be taken, for want of descriptors for example.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
+
 /// Accepts clients until the supervisor ends.
 pub(crate) async fn serve(listener: UnixListener, shared: Rc<Shared>) {
-    while let Ok((stream, _)) = listener.accept().await {
+    loop {
+        let Ok((stream, _)) = listener.accept().await else {
+            tokio::time::sleep(ACCEPT_AGAIN).await;
+            continue;
+        };
         if allowed(&stream, &shared) {
             let shared = shared.clone();
             tokio::task::spawn_local(async move {
@@ -120,18 +132,6 @@ async fn bridge(
     };
     writer.message(0, &VmEvent::Accepted).await?;
     let id = session.id;
-    let from_client = async {
-        loop {
-            match reader.next().await {
-                Ok(Some(mut frame)) if frame.kind != Kind::Close => {
-                    frame.session = id;
-                    link.send(frame).await;
-                }
-                // The client is done, or gone: the guest ends the program.
-                _ => return link.send(Frame::close(id)).await,
-            }
-        }
-    };
     let to_client = async {
         while let Some(mut frame) = session.next().await {
             frame.session = 0;
@@ -144,7 +144,35 @@ async fn bridge(
         Ok(())
     };
     tokio::select! {
-        () = from_client => Ok(()),
+        () = pass_to_guest(reader, link, id) => {
+            // The client is done, or gone: the guest ends the program.
+            link.send_later(Frame::close(id));
+            Ok(())
+        }
         done = to_client => done,
+    }
+}
+
+/// Passes a client's frames on until it has no more. Goes on reading while the guest does not, so that a client that is
+/// gone is noticed whatever the guest does.
+async fn pass_to_guest(reader: &mut FrameReader<OwnedReadHalf>, link: &Link, id: u32) {
+    let (mut waiting, mut len) = (VecDeque::new(), 0);
+    // A client sends no more than it has credit for; one that does is broken.
+    while len <= WAITING_MAX {
+        tokio::select! {
+            frame = reader.next() => match frame {
+                Ok(Some(mut frame)) if frame.kind != Kind::Close => {
+                    len += frame.payload.len();
+                    frame.session = id;
+                    waiting.push_back(frame);
+                }
+                _ => return,
+            },
+            room = link.room(), if !waiting.is_empty() => {
+                let (Some(room), Some(frame)) = (room, waiting.pop_front()) else { return };
+                len -= frame.payload.len();
+                room.send(frame);
+            }
+        }
     }
 }

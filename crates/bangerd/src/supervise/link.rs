@@ -56,7 +56,7 @@ impl Session {
     /// Returns the guest's next frame; none when the guest is gone.
     pub(crate) async fn next(&mut self) -> Option<Frame> {
         let frame = self.frames.recv().await?;
-        *self.pending.borrow_mut() -= frame.payload.len();
+        *self.pending.borrow_mut() -= cost(&frame);
         Some(frame)
     }
 }
@@ -80,16 +80,29 @@ impl Link {
         Ok((link, messages))
     }
 
-    /// Sends a control message.
-    pub(crate) async fn control(&self, message: &HostMessage) {
+    /// Sends a control message as soon as the guest takes it, which may be never: nothing here waits for a guest.
+    pub(crate) fn control_later(&self, message: &HostMessage) {
         if let Ok(frame) = Frame::message(0, message) {
-            let _ = self.out.send(frame).await;
+            self.send_later(frame);
         }
     }
 
-    /// Sends a frame of a session.
-    pub(crate) async fn send(&self, frame: Frame) {
-        let _ = self.out.send(frame).await;
+    /// Sends a control message, unless the guest is behind with reading.
+    pub(crate) fn control_now(&self, message: &HostMessage) {
+        if let Ok(frame) = Frame::message(0, message) {
+            let _ = self.out.try_send(frame);
+        }
+    }
+
+    /// The same as [`Link::control_later`] for any frame.
+    pub(crate) fn send_later(&self, frame: Frame) {
+        let out = self.out.clone();
+        tokio::task::spawn_local(async move { out.send(frame).await });
+    }
+
+    /// Waits until there is room for one more frame.
+    pub(crate) async fn room(&self) -> Option<mpsc::Permit<'_, Frame>> {
+        self.out.reserve().await.ok()
     }
 
     /// Opens a session; none when there are too many.
@@ -106,7 +119,8 @@ impl Link {
             sessions.open.insert(id, Inbox { frames, pending: pending.clone() });
             id
         };
-        self.control(&HostMessage::Open { session: id, what }).await;
+        let opened = Frame::message(0, &HostMessage::Open { session: id, what }).ok()?;
+        self.out.send(opened).await.ok()?;
         Some(Session { id, frames: receive, pending, link: self.clone() })
     }
 }
@@ -165,12 +179,17 @@ async fn read_frames(
     sessions.borrow_mut().open.clear();
 }
 
+/// What a waiting frame counts. Only data has a window of its own; of the rest a guest could send without end.
+fn cost(frame: &Frame) -> usize {
+    if frame.kind == Kind::Data { frame.payload.len().max(1) } else { frame.payload.len() + 64 }
+}
+
 fn deliver(sessions: &RefCell<Sessions>, frame: Frame) {
     let mut sessions = sessions.borrow_mut();
     let id = frame.session;
     let Some(inbox) = sessions.open.get(&id) else { return };
     let mut pending = inbox.pending.borrow_mut();
-    *pending += frame.payload.len();
+    *pending += cost(&frame);
     let broken = *pending > PENDING_MAX || inbox.frames.send(frame).is_err();
     drop(pending);
     if broken {

@@ -23,19 +23,24 @@ use crate::plan::{DISK_FILE, END_FILE, PLAN_FILE, VmPlan};
 use anyhow::{Context as _, bail};
 use banger_sys::namespace;
 use banger_wire::vm::{EndReason, VmEnd};
+use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::thread::UnshareFlags;
 use std::fs::File;
+use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
 use std::path::Path;
+
+/// How often and at what distance the lock is tried.
+const LOCK_TRIES: u32 = 20;
+const LOCK_PAUSE_NS: i64 = 5_000_000;
 
 /// Runs until the vm has ended. The process that was started ends early; its child goes on.
 pub(crate) fn run(dir: &Path) -> anyhow::Result<()> {
     let text = std::fs::read(dir.join(PLAN_FILE)).context("read the vm's plan")?;
     let plan: VmPlan = serde_json::from_slice(&text).context("understand the vm's plan")?;
-    // Never closed: the kernel drops the lock with the last process of the vm.
-    let disk =
-        File::options().read(true).write(true).open(dir.join(DISK_FILE)).context("open the vm's disk")?;
-    let lock = rustix::fs::FlockOperation::NonBlockingLockExclusive;
-    rustix::fs::flock(&disk, lock).context("lock the vm's disk: another supervisor runs this vm")?;
+    // Whoever the vm's processes are, they could have put a link here.
+    let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let disk = rustix::fs::open(dir.join(DISK_FILE), flags, Mode::empty()).context("open the vm's disk")?;
+    lock(&disk).context("lock the vm's disk: another supervisor runs this vm")?;
     let namespaces = UnshareFlags::NEWUSER
         | UnshareFlags::NEWNS
         | UnshareFlags::NEWPID
@@ -56,7 +61,7 @@ pub(crate) fn run(dir: &Path) -> anyhow::Result<()> {
     if namespace::fork().context("start process 1 of the vm")?.is_some() {
         return Ok(());
     }
-    let ended = supervise(&plan);
+    let ended = supervise(&plan, disk.as_raw_fd());
     let end = ended.unwrap_or_else(|error| {
         let causes: Vec<String> = error.chain().map(ToString::to_string).collect();
         VmEnd { reason: EndReason::Failed, detail: causes.join(": ") }
@@ -66,15 +71,28 @@ pub(crate) fn run(dir: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn supervise(plan: &VmPlan) -> anyhow::Result<VmEnd> {
+/// Whoever looks whether a vm runs holds its lock for a moment, so one try is not enough.
+fn lock(disk: &OwnedFd) -> rustix::io::Result<()> {
+    let mut tries = 0;
+    loop {
+        match rustix::fs::flock(disk, FlockOperation::NonBlockingLockExclusive) {
+            Err(rustix::io::Errno::WOULDBLOCK) if tries < LOCK_TRIES => tries += 1,
+            other => return other,
+        }
+        let pause = rustix::time::Timespec { tv_sec: 0, tv_nsec: LOCK_PAUSE_NS };
+        let _ = rustix::thread::nanosleep(&pause);
+    }
+}
+
+fn supervise(plan: &VmPlan, disk: RawFd) -> anyhow::Result<VmEnd> {
     if plan.run_as.is_some() {
         root::mount_proc().context("mount /proc")?;
     } else {
         root::enter(plan, root::Proc::Own).context("build the vm's private root")?;
     }
-    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    rustix::process::umask(Mode::from_raw_mode(0o077));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    tokio::task::LocalSet::new().block_on(&runtime, vm::run(plan))
+    tokio::task::LocalSet::new().block_on(&runtime, vm::run(plan, disk))
 }
 
 /// Visible whole or not at all.

@@ -11,7 +11,9 @@ use banger_vmm::qmp::Event;
 use banger_wire::guest::{GuestMessage, HEARTBEAT_MS, HostMessage, Timing};
 use banger_wire::vm::{EndReason, Phase, VmEnd, VmStatus};
 use std::cell::RefCell;
+use std::os::fd::{OwnedFd, RawFd};
 use std::path::Path;
+use std::process::ExitStatus;
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::io::AsyncReadExt as _;
@@ -27,6 +29,10 @@ const RESTARTS_MAX: u32 = 3;
 
 /// How often a vm that waits for room on the host's disk tries again.
 const RESUME_EVERY: Duration = Duration::from_secs(5);
+
+/// A vm that is to live as long as its client's connection ends when none comes: the client died before it could open
+/// it. Longer than a client waits for the image's init.
+const LEASE_TIME: Duration = Duration::from_secs(180);
 
 /// What clients want of the vm.
 #[derive(Debug)]
@@ -54,8 +60,9 @@ enum Outcome {
     Again,
 }
 
-/// Boots the vm and stays until it has ended.
-pub(crate) async fn run(plan: &VmPlan) -> anyhow::Result<VmEnd> {
+/// Boots the vm and stays until it has ended. The VMM keeps `disk`, and with it the lock: as long as it could write, the
+/// disk is in use.
+pub(crate) async fn run(plan: &VmPlan, disk: RawFd) -> anyhow::Result<VmEnd> {
     let started = Instant::now();
     let (orders, mut order_queue) = mpsc::channel(16);
     let status = VmStatus {
@@ -82,6 +89,7 @@ pub(crate) async fn run(plan: &VmPlan) -> anyhow::Result<VmEnd> {
     let network = Network::create(&plan.net).await?;
     let mut life = Life {
         plan,
+        disk,
         shared: shared.clone(),
         network_state: network.subscribe(),
         network,
@@ -116,6 +124,7 @@ pub(crate) async fn run(plan: &VmPlan) -> anyhow::Result<VmEnd> {
 
 struct Life<'a> {
     plan: &'a VmPlan,
+    disk: RawFd,
     shared: Rc<Shared>,
     network: Network,
     network_state: watch::Receiver<State>,
@@ -133,7 +142,8 @@ impl Life<'_> {
     /// Starts the VMM once and stays with it until it has ended.
     async fn boot(&mut self, orders: &mut mpsc::Receiver<Order>) -> anyhow::Result<Outcome> {
         let launch = banger_vmm::qemu::launch(&self.network.machine(&self.plan.machine));
-        let mut vmm = machine::start(&launch, self.network.tap(), &self.network.thread).await?;
+        let keep = self.network.tap().into_iter().chain([self.disk]).collect();
+        let (mut vmm, output) = machine::start(&launch, keep, &self.network.thread).await?;
         self.shared.status.send_modify(|status| {
             status.phase = Phase::Booting;
             status.vmm_pid = Some(vmm.pid());
@@ -144,7 +154,6 @@ impl Life<'_> {
         self.stage("start vmm");
         let (heard, mut hears) = watch::channel(());
         let console = Rc::new(RefCell::new(Console::create(&Path::new(root::VM_DIR).join(CONSOLE_FILE))?));
-        let output = vmm.output().context("the VMM has no console")?;
         let reading = tokio::task::spawn_local(read_console(output, console.clone(), heard));
         let connected = tokio::select! {
             link = Link::connect(&launch.agent_socket) => Some(link.context("connect to the agent's port")?),
@@ -161,18 +170,24 @@ impl Life<'_> {
         let mut silence = tokio::time::Instant::now() + SILENCE_MAX;
         let mut spoken = false;
         let mut kill_at: Option<tokio::time::Instant> = None;
+        let mut lease_at = None;
         let mut heartbeat = tokio::time::interval(Duration::from_millis(HEARTBEAT_MS));
         loop {
             let ready = self.is_ready();
+            if ready && self.plan.lease && lease_at.is_none() {
+                lease_at = Some(tokio::time::Instant::now() + LEASE_TIME);
+            }
+            let leased = self.shared.status.borrow().leased;
             let restarts = self.shared.status.borrow().watchdog_restarts;
             tokio::select! {
-                _ = vmm.ended() => {
+                status = vmm.ended() => {
                     let _ = reading.await;
                     *self.shared.link.borrow_mut() = None;
                     while let Some(event) = monitor.next().await {
                         reset |= event == Event::Reset;
                     }
-                    return Ok(self.ended(&console.borrow(), reset));
+                    let failed = status.filter(|status| !status.success());
+                    return Ok(self.ended(&console.borrow(), reset, failed));
                 }
                 Some(event) = monitor.next() => match event {
                     Event::NoSpace => {
@@ -193,10 +208,10 @@ impl Life<'_> {
                 }
                 Some(message) = messages.recv() => {
                     spoken = true;
-                    self.message(message, &link).await;
+                    self.message(message, &link);
                 }
                 Ok(()) = self.network_state.changed() => self.network_changed(),
-                Some(order) = orders.recv() => kill_at = self.order(order, &link, &vmm).await.or(kill_at),
+                Some(order) = orders.recv() => kill_at = self.order(order, &link, &vmm).or(kill_at),
                 () = tokio::time::sleep_until(silence), if !spoken && restarts < RESTARTS_MAX => {
                     vmm.kill();
                     let _ = vmm.ended().await;
@@ -212,7 +227,10 @@ impl Life<'_> {
                     kill_at = None;
                     vmm.kill();
                 }
-                _ = heartbeat.tick(), if ready => link.control(&HostMessage::Heartbeat { unix_ns: unix_ns() }).await,
+                () = sleep_until(lease_at), if lease_at.is_some() && !leased => {
+                    kill_at = self.order(Order::LeaseEnded, &link, &vmm).or(kill_at);
+                }
+                _ = heartbeat.tick(), if ready => link.control_now(&HostMessage::Heartbeat { unix_ns: unix_ns() }),
             }
         }
     }
@@ -225,7 +243,7 @@ impl Life<'_> {
         matches!(self.shared.status.borrow().phase, Phase::Booting | Phase::Configuring)
     }
 
-    async fn message(&mut self, message: GuestMessage, link: &Link) {
+    fn message(&mut self, message: GuestMessage, link: &Link) {
         match message {
             // Said again and again until the answer arrives; the answer is given to the first.
             GuestMessage::Hello(hello) if self.shared.status.borrow().hello.is_none() => {
@@ -239,7 +257,7 @@ impl Life<'_> {
                 if !self.network.has_link() {
                     config.network = None;
                 }
-                link.control(&HostMessage::Configure(Box::new(config))).await;
+                link.control_later(&HostMessage::Configure(Box::new(config)));
             }
             GuestMessage::Configured { .. } if self.is_booting() => {
                 *self.shared.link.borrow_mut() = Some(link.clone());
@@ -287,12 +305,12 @@ impl Life<'_> {
     }
 
     /// Carries an order out; returns when the VMM has to be killed, if it then still runs.
-    async fn order(&mut self, order: Order, link: &Link, vmm: &Child) -> Option<tokio::time::Instant> {
+    fn order(&mut self, order: Order, link: &Link, vmm: &Child) -> Option<tokio::time::Instant> {
         match order {
             Order::Stop { grace_ms } if self.is_ready() => {
                 self.stop_reason = Some(EndReason::Stopped);
                 self.shared.status.send_modify(|status| status.phase = Phase::Stopping);
-                link.control(&HostMessage::Shutdown { reboot: false }).await;
+                link.control_later(&HostMessage::Shutdown { reboot: false });
                 Some(tokio::time::Instant::now() + Duration::from_millis(grace_ms))
             }
             // Already on its way down: the first deadline holds.
@@ -327,10 +345,15 @@ impl Life<'_> {
     }
 
     /// What comes after the VMM's end.
-    fn ended(&self, console: &Console, reset: bool) -> Outcome {
+    fn ended(&self, console: &Console, reset: bool, failed: Option<ExitStatus>) -> Outcome {
         let end = |reason, detail: &str| Outcome::End(VmEnd { reason, detail: detail.to_owned() });
         let panic = console.last_line_with(PANIC).filter(|_| reset);
         match self.stop_reason {
+            Some(EndReason::Stopped) | None if let Some(status) = failed => {
+                let last = console.last_line().unwrap_or_else(|| "nothing".to_owned());
+                end(EndReason::Failed, &format!("the VMM ended with {status}; it said last: {last}"))
+            }
+            Some(EndReason::Stopped) if let Some(line) = panic => end(EndReason::Failed, &line),
             Some(EndReason::Stopped) => end(EndReason::Stopped, "stopped"),
             Some(EndReason::LeaseEnded) => end(EndReason::LeaseEnded, "its command ended"),
             Some(reason) => end(reason, "ended by force"),
@@ -359,11 +382,11 @@ fn unix_ns() -> u64 {
 
 /// Copies the console into its file and tells that there was something.
 async fn read_console(
-    output: std::process::ChildStdout,
+    output: OwnedFd,
     console: Rc<RefCell<Console>>,
     heard: watch::Sender<()>,
 ) -> std::io::Result<()> {
-    let mut output = tokio::process::ChildStdout::from_std(output)?;
+    let mut output = tokio::net::unix::pipe::Receiver::from_owned_fd(output)?;
     let mut chunk = vec![0; 16 * 1024];
     loop {
         let len = output.read(&mut chunk).await?;

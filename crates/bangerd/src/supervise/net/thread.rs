@@ -73,11 +73,6 @@ impl Child {
         self.process.id().cast_signed()
     }
 
-    /// Takes its standard output.
-    pub(crate) fn output(&mut self) -> Option<std::process::ChildStdout> {
-        self.process.stdout.take()
-    }
-
     /// Ends it at once.
     pub(crate) fn kill(&self) {
         let _ = pidfd_send_signal(self.handle.get_ref(), Signal::KILL);

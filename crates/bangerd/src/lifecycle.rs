@@ -1,0 +1,361 @@
+//! A vm from its start to its removal.
+//!
+//! ```text
+//! start ──> supervisor ──> watcher ── Starting, Running, Stopping, Error ──> store
+//!                             └────── the end: Stopped, Error, or gone
+//! ```
+//!
+//! While a vm runs its watcher alone writes its state: whoever started the vm may leave before it is up. Start, stop and
+//! removal of one vm exclude each other, so nobody acts on what was true a moment ago.
+
+use crate::daemon::{Daemon, net_mode};
+use crate::net::NetPlan;
+use crate::plan::{Inputs, plan};
+use crate::pull::{ROOTFS_FILE, entropy};
+use crate::store::VmRow;
+use crate::{initramfs, vmsock};
+use anyhow::{Context as _, bail};
+use banger_wire::daemon::{Event, Outcome, Pruned, StartedVm, VmSpec, VmState, VmView, Wait};
+use banger_wire::error::{ErrorCode, WireError};
+use banger_wire::vm::{EndReason, Phase, VmEnd, VmEvent, VmRequest, VmStatus};
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::watch;
+
+/// How long an image's init may take to finish starting, with a service that waits for something.
+const INIT_WAIT: Duration = Duration::from_secs(120);
+/// How long a vm may take to end beyond the grace it was given.
+const END_WAIT: Duration = Duration::from_secs(30);
+
+type Phases = watch::Receiver<Option<VmStatus>>;
+
+impl Daemon {
+    /// Waits until nobody else starts, stops or removes this vm.
+    async fn alone(&self, row: &VmRow) -> tokio::sync::OwnedMutexGuard<()> {
+        let lock = {
+            let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
+            // Nobody waits for one that is not shared.
+            busy.retain(|_, lock| Arc::strong_count(lock) > 1);
+            Arc::clone(busy.entry(row.id.to_string()).or_default())
+        };
+        lock.lock_owned().await
+    }
+
+    /// Boots a vm and returns once sessions can be opened.
+    pub(crate) async fn start(
+        self: &Arc<Self>,
+        row: &VmRow,
+        wait: Wait,
+        events: &UnboundedSender<Event>,
+    ) -> anyhow::Result<StartedVm> {
+        let begun = Instant::now();
+        let _ = events.send(Event::Step { label: format!("boot {}", row.name) });
+        let mut phases = self.launch(row).await?;
+        let mut status = settled(&mut phases).await;
+        match status.as_ref().map(|status| &status.phase) {
+            Some(Phase::Ready | Phase::InitReady) => {}
+            Some(Phase::Failed { stage, cause }) => {
+                return Err(unreachable(row, &format!("{stage}: {cause}")));
+            }
+            _ => return Err(self.ended_early(row)),
+        }
+        if wait == Wait::Boot {
+            let done = phases.wait_for(|status: &Option<VmStatus>| {
+                !matches!(status.as_ref().map(|status| &status.phase), Some(Phase::Ready))
+            });
+            match tokio::time::timeout(INIT_WAIT, done).await {
+                Ok(Ok(last)) => status = last.clone(),
+                Ok(Err(_)) => return Err(self.ended_early(row)),
+                Err(_) => {
+                    let waited = INIT_WAIT.as_secs();
+                    let text = format!(
+                        "the image's init has not finished starting for {waited} s; going on without it"
+                    );
+                    let _ = events.send(Event::Warning { text });
+                }
+            }
+        }
+        if let Some(text) = status.as_ref().and_then(|status| status.network_warning.clone()) {
+            let _ = events.send(Event::Warning { text });
+        }
+        let view = self.view(&self.row(row.id.as_str())?);
+        Ok(StartedVm {
+            socket: view.socket.clone(),
+            vm: view,
+            timings: status.map(|status| status.timings).unwrap_or_default(),
+            ready_ms: u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
+        })
+    }
+
+    /// Starts the supervisor and its watcher.
+    async fn launch(self: &Arc<Self>, row: &VmRow) -> anyhow::Result<Phases> {
+        let _alone = self.alone(row).await;
+        // It may be gone by now, or run.
+        let row = self.row(row.id.as_str())?;
+        let dir = self.paths.vm(row.id.as_str());
+        if vmsock::is_alive(&dir) {
+            let text = format!("vm `{}` is running already", row.name);
+            return Err(WireError::new(ErrorCode::Invalid, text).into());
+        }
+        let kernel = self.paths.kernel(&row.kernel);
+        let spec: VmSpec = serde_json::from_str(&row.spec).context("understand the stored request")?;
+        let image = self.find_image(&row.image)?.context("the vm's image is gone")?;
+        let plan = plan(Inputs {
+            row: &row,
+            spec: &spec,
+            config: &image.config,
+            dir,
+            image: self.paths.image(&row.image).join(ROOTFS_FILE),
+            initramfs: initramfs::ensure(&kernel)?,
+            kernel,
+            program: self.qemu()?,
+            entropy: entropy()?,
+            tsc_khz: self.tsc_khz().await,
+            net: NetPlan::find(net_mode(&spec)),
+            build: false,
+        });
+        self.store.set_state(&row.id, VmState::Starting, None)?;
+        match vmsock::start(&plan).await {
+            Ok(connection) => {
+                let (tell, phases) = watch::channel(None);
+                tokio::spawn(self.clone().follow(row, Some(connection), tell));
+                Ok(phases)
+            }
+            Err(error) => {
+                self.store.set_state(&row.id, VmState::Error, Some(&format!("{error:#}")))?;
+                Err(error)
+            }
+        }
+    }
+
+    fn ended_early(&self, row: &VmRow) -> anyhow::Error {
+        let end = vmsock::load_end(&self.paths.vm(row.id.as_str())).unwrap_or_else(lost);
+        unreachable(row, &end.detail)
+    }
+
+    /// Follows a vm found running.
+    pub(crate) fn watch(self: &Arc<Self>, row: VmRow) {
+        tokio::spawn(self.clone().follow(row, None, watch::channel(None).0));
+    }
+
+    /// Writes down what a vm's supervisor says until the vm has ended, and then how.
+    async fn follow(
+        self: Arc<Self>,
+        row: VmRow,
+        mut connection: Option<vmsock::Connection>,
+        tell: watch::Sender<Option<VmStatus>>,
+    ) {
+        let dir = self.paths.vm(row.id.as_str());
+        let mut end = None;
+        // A lost connection is not the vm's end; its lock is.
+        while end.is_none() && vmsock::is_alive(&dir) {
+            let Some(mut connection) = (match connection.take() {
+                Some(connection) => Some(connection),
+                None => vmsock::connect_new(&dir).await.ok(),
+            }) else {
+                continue;
+            };
+            end = self.follow_connection(&row, &mut connection, &tell).await;
+        }
+        vmsock::wait_gone(&dir).await;
+        let alone = self.alone(&row).await;
+        // Started again meanwhile: the next watcher has it.
+        if !vmsock::is_alive(&dir) {
+            self.running().remove(row.id.as_str());
+            let end = end.or_else(|| vmsock::load_end(&dir)).unwrap_or_else(lost);
+            // Whoever waits for the boot reads the end from the disk, so the vm's files stay until then.
+            if let Err(error) = self.settle(&row, &end).await {
+                tracing::error!("vm {}: {error:#}", row.name);
+            }
+        }
+        drop(alone);
+        drop(tell);
+    }
+
+    async fn follow_connection(
+        &self,
+        row: &VmRow,
+        connection: &mut vmsock::Connection,
+        tell: &watch::Sender<Option<VmStatus>>,
+    ) -> Option<VmEnd> {
+        connection.request(VmRequest::Watch).await.ok()?;
+        let mut written = None;
+        while let Ok(Some(event)) = connection.event().await {
+            match event {
+                VmEvent::State(mut status) => {
+                    let inside = status.vmm_pid.zip(connection.supervisor);
+                    status.vmm_pid = inside.and_then(|(pid, parent)| vmsock::outside_pid(parent, pid));
+                    let state = state_of(&status.phase);
+                    if written.as_ref() != Some(&state) {
+                        if let Err(error) = self.store.set_state(&row.id, state.0, state.1.as_deref()) {
+                            tracing::error!("vm {}: {error:#}", row.name);
+                        }
+                        written = Some(state);
+                    }
+                    self.running().insert(row.id.to_string(), status.clone());
+                    tell.send_replace(Some(status));
+                }
+                VmEvent::Ended(how) => return Some(how),
+                _ => {}
+            }
+        }
+        None
+    }
+
+    /// Writes down how a vm ended; one made with `--rm` goes, unless it never came up. Nobody else may act on the vm.
+    pub(crate) async fn settle(&self, row: &VmRow, end: &VmEnd) -> anyhow::Result<()> {
+        tracing::info!("vm {}: {}", row.name, end.detail);
+        if row.rm && end.reason != EndReason::Failed {
+            return self.release(row).await;
+        }
+        let failed = end.reason == EndReason::Failed;
+        let state = if failed { VmState::Error } else { VmState::Stopped };
+        self.store.set_state(&row.id, state, failed.then_some(end.detail.as_str()))
+    }
+
+    /// Removes a vm, whatever it is doing.
+    pub(crate) async fn remove(&self, row: &VmRow) -> anyhow::Result<()> {
+        let _alone = self.alone(row).await;
+        self.release(row).await
+    }
+
+    /// The one way a vm goes: ended if it runs, its files, its row. Can be repeated. Nobody else may act on the vm.
+    async fn release(&self, row: &VmRow) -> anyhow::Result<()> {
+        let dir = self.paths.vm(row.id.as_str());
+        vmsock::end(&dir).await?;
+        // CRASH: files without a row are removed at the next start; a row is only ever deleted after its files.
+        match std::fs::remove_dir_all(&dir) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("remove `{}`", dir.display()));
+            }
+            _ => {}
+        }
+        self.store.delete_vm(&row.id)
+    }
+
+    /// Ends a vm; its state says so when this returns.
+    pub(crate) async fn stop(&self, reference: &str, request: VmRequest) -> anyhow::Result<Outcome> {
+        let row = self.row(reference)?;
+        let _alone = self.alone(&row).await;
+        let dir = self.paths.vm(row.id.as_str());
+        if !vmsock::is_alive(&dir) {
+            return Ok(Outcome::Vm(self.view(&row)));
+        }
+        let grace = match &request {
+            VmRequest::Stop { grace_ms } => Duration::from_millis(*grace_ms),
+            _ => Duration::ZERO,
+        };
+        let mut connection = vmsock::connect_new(&dir).await?;
+        connection.request(request).await?;
+        let ended = async {
+            while let Ok(Some(event)) = connection.event().await {
+                if let VmEvent::Ended(end) = event {
+                    return Some(end);
+                }
+            }
+            None
+        };
+        let ended = tokio::time::timeout(grace + END_WAIT, ended).await.ok().flatten();
+        vmsock::wait_gone(&dir).await;
+        if vmsock::is_alive(&dir) {
+            bail!("vm `{}` has not ended", row.name);
+        }
+        let end = ended.or_else(|| vmsock::load_end(&dir)).unwrap_or_else(lost);
+        if self.row(row.id.as_str()).is_ok() {
+            self.settle(&row, &end).await?;
+        }
+        if end.reason == EndReason::Failed {
+            bail!("vm `{}` did not end in order: {}", row.name, end.detail);
+        }
+        Ok(Outcome::Done)
+    }
+
+    pub(crate) async fn delete(&self, reference: &str, force: bool) -> anyhow::Result<Outcome> {
+        let row = self.row(reference)?;
+        let _alone = self.alone(&row).await;
+        if !force && vmsock::is_alive(&self.paths.vm(row.id.as_str())) {
+            return Err(WireError::new(ErrorCode::Invalid, format!("vm `{}` is running", row.name))
+                .hinted(format!(
+                    "stop it with `banger vm stop {0}` first, or use `banger vm delete --force {0}`",
+                    row.name
+                ))
+                .into());
+        }
+        self.release(&row).await?;
+        Ok(Outcome::Done)
+    }
+
+    /// Removes every vm that does not run. One whose boot failed counts as such, even if its VMM is still there.
+    pub(crate) async fn prune(&self, dry_run: bool) -> anyhow::Result<Outcome> {
+        let idle = |row: &VmRow| match row.state {
+            VmState::Running | VmState::Starting | VmState::Stopping => false,
+            VmState::Error => true,
+            VmState::Created | VmState::Stopped => !vmsock::is_alive(&self.paths.vm(row.id.as_str())),
+        };
+        let mut vms: Vec<VmView> = Vec::new();
+        for row in self.store.vms()?.into_iter().filter(|row| idle(row)) {
+            let _alone = if dry_run { None } else { Some(self.alone(&row).await) };
+            // What was idle may have been started while others went.
+            let Ok(row) = self.row(row.id.as_str()) else { continue };
+            if !idle(&row) {
+                continue;
+            }
+            vms.push(self.view(&row));
+            if !dry_run {
+                self.release(&row).await?;
+            }
+        }
+        let freed_bytes = vms.iter().map(|vm| vm.disk_used_bytes).sum();
+        Ok(Outcome::Pruned(Pruned { vms, freed_bytes }))
+    }
+}
+
+/// Waits until a boot is as far as it gets. None when the vm ended before.
+async fn settled(phases: &mut Phases) -> Option<VmStatus> {
+    let settled = phases.wait_for(|status: &Option<VmStatus>| {
+        let phase = status.as_ref().map(|status| &status.phase);
+        matches!(phase, Some(Phase::Ready | Phase::InitReady | Phase::Failed { .. }))
+    });
+    settled.await.ok().and_then(|status| status.clone())
+}
+
+/// What a phase is in the store, and its error.
+fn state_of(phase: &Phase) -> (VmState, Option<String>) {
+    match phase {
+        Phase::Preparing | Phase::Booting | Phase::Configuring => (VmState::Starting, None),
+        Phase::Ready | Phase::InitReady => (VmState::Running, None),
+        Phase::Stopping => (VmState::Stopping, None),
+        Phase::Failed { stage, cause } => (VmState::Error, Some(format!("{stage}: {cause}"))),
+    }
+}
+
+pub(crate) fn lost() -> VmEnd {
+    VmEnd {
+        reason: EndReason::Killed,
+        detail: "its supervisor was killed, or the machine went down".to_owned(),
+    }
+}
+
+fn unreachable(row: &VmRow, cause: &str) -> anyhow::Error {
+    let mut error = WireError::new(ErrorCode::Unreachable, format!("could not start vm `{}`", row.name));
+    error.causes.push(cause.to_owned());
+    let name = &row.name;
+    error
+        .hinted(format!(
+            "it was kept: `banger vm logs {name}`, `banger vm show {name}`, `banger vm delete --force {name}`"
+        ))
+        .into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Phase, VmState, state_of};
+
+    #[test]
+    fn a_failed_boot_is_an_error_with_its_cause() {
+        let failed = Phase::Failed { stage: "agent silent".to_owned(), cause: "no word".to_owned() };
+        assert_eq!(state_of(&failed), (VmState::Error, Some("agent silent: no word".to_owned())));
+        assert_eq!(state_of(&Phase::Ready), (VmState::Running, None));
+    }
+}

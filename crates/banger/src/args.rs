@@ -172,7 +172,7 @@ pub(crate) struct RunArgs {
     /// Print data as JSON, with `-d` or `--dry-run`.
     #[arg(long)]
     pub(crate) json: bool,
-    /// A git checkout to place in the vm.
+    /// A git checkout to place in the vm; not supported yet.
     pub(crate) path: Option<PathBuf>,
     /// What to run instead of a shell.
     #[arg(last = true, value_name = "CMD")]
@@ -193,7 +193,7 @@ pub(crate) struct CreateArgs {
     /// Print JSON.
     #[arg(long)]
     pub(crate) json: bool,
-    /// A git checkout to place in the vm.
+    /// A git checkout to place in the vm; not supported yet.
     pub(crate) path: Option<PathBuf>,
 }
 
@@ -323,7 +323,7 @@ pub(crate) enum ImageCommand {
         /// Its name here; made from the reference when absent.
         #[arg(long)]
         name: Option<ImageName>,
-        /// The kernel its vms boot.
+        /// The kernel of the vm that configures an image made of packages.
         #[arg(long, value_name = "NAME")]
         kernel_ref: Option<KernelName>,
         /// Print JSON.
@@ -427,9 +427,9 @@ impl From<NetArg> for NetMode {
 /// [`VmmChoice`] as a flag's value.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub(crate) enum VmmArg {
-    /// Firecracker where KVM works, else QEMU.
+    /// What works best here; today always QEMU.
     Auto,
-    /// Firecracker.
+    /// Firecracker; not supported yet.
     Firecracker,
     /// QEMU.
     Qemu,

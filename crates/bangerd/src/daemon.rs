@@ -122,8 +122,10 @@ impl Daemon {
     pub(crate) fn qemu(&self) -> anyhow::Result<PathBuf> {
         let name = format!("qemu-system-{}", std::env::consts::ARCH);
         let path = std::env::var_os("PATH").unwrap_or_default();
-        let found = std::env::split_paths(&path).map(|dir| dir.join(&name)).find(|path| path.is_file());
-        found.ok_or_else(|| {
+        // A vm's private root shows the system's directories only.
+        let shown = |path: &PathBuf| ["/usr", "/bin", "/sbin"].iter().any(|dir| path.starts_with(dir));
+        let found = std::env::split_paths(&path).map(|dir| dir.join(&name)).filter(shown);
+        { found }.find(|path| path.is_file()).ok_or_else(|| {
             WireError::new(ErrorCode::Failed, format!("`{name}` is not installed"))
                 .hinted("install it with `sudo apt-get install qemu-system-x86`, or see `banger doctor`")
                 .into()

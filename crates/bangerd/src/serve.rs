@@ -7,7 +7,7 @@ use crate::store::VmRow;
 use crate::{doctor, vmsock};
 use anyhow::Context as _;
 use banger_wire::BUILD;
-use banger_wire::daemon::{Call, DaemonView, Event, ImageView, Outcome, Request, VmState};
+use banger_wire::daemon::{Call, DaemonView, Event, ImageView, Outcome, Request, VmState, VmView};
 use banger_wire::error::{ErrorCode, WireError};
 use banger_wire::frame::{Frame, MESSAGE_LEN_MAX};
 use banger_wire::stream::{FrameReader, FrameWriter};
@@ -230,7 +230,12 @@ async fn perform(
         Request::VmKill { vm } => daemon.stop(&vm, VmRequest::Kill).await,
         Request::VmDelete { vm, force } => daemon.delete(&vm, force).await,
         Request::VmList => Ok(Outcome::Vms(daemon.store.vms()?.iter().map(|row| daemon.view(row)).collect())),
-        Request::VmShow { vm } => Ok(Outcome::Vm(daemon.view(&daemon.row(&vm)?))),
+        Request::VmShow { vm } => {
+            let row = daemon.row(&vm)?;
+            let cmdline = vmsock::load_plan(&daemon.paths.vm(row.id.as_str()))
+                .map(|plan| banger_vmm::qemu::launch(&plan.machine).cmdline);
+            Ok(Outcome::Vm(VmView { cmdline, ..daemon.view(&row) }))
+        }
         Request::VmPrune { dry_run } => daemon.prune(dry_run).await,
         Request::Doctor => doctor::run(&daemon, &events, &|row| note(Some(row))).await,
         Request::DaemonStatus => Ok(Outcome::Daemon(DaemonView {

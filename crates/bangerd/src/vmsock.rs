@@ -105,6 +105,11 @@ pub(crate) fn load_end(dir: &Path) -> Option<VmEnd> {
     serde_json::from_slice(&read_file(dir, END_FILE)).ok()
 }
 
+/// Returns the plan of the vm's last start, if there was one.
+pub(crate) fn load_plan(dir: &Path) -> Option<VmPlan> {
+    serde_json::from_slice(&read_file(dir, PLAN_FILE)).ok()
+}
+
 /// Starts the supervisor of a planned vm, which nobody else does now, and connects to it.
 ///
 /// # Errors

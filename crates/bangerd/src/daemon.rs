@@ -3,6 +3,7 @@
 //! State of a running vm is its supervisor's; the daemon watches it and writes down what it hears. After a crash the
 //! locks on the disks say which vms run, and the ordinary start-up path picks them up again.
 
+use crate::config::Config;
 use crate::lifecycle::lost;
 use crate::paths::Paths;
 use crate::plan::{DISK_FILE, SOCKET_FILE};
@@ -174,7 +175,10 @@ impl Daemon {
             Some(name) => name.clone(),
             None => made_up_name(&vms)?,
         };
-        let image = spec.image.clone().unwrap_or_else(|| DEFAULT_IMAGE.to_owned());
+        let image = match &spec.image {
+            Some(image) => image.clone(),
+            None => Config::load()?.default_image.unwrap_or_else(|| DEFAULT_IMAGE.to_owned()),
+        };
         let kernel: KernelName = match &spec.kernel {
             Some(kernel) => kernel.clone(),
             None => DEFAULT_KERNEL.parse()?,

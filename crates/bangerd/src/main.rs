@@ -1,5 +1,6 @@
 //! The owner daemon, and the supervisor of each vm.
 
+mod config;
 mod daemon;
 mod doctor;
 mod initramfs;

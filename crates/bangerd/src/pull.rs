@@ -1,5 +1,6 @@
 //! Images and kernels into the store: made beside their place, visible by rename when they are whole.
 
+use crate::config::Config;
 use crate::daemon::{Daemon, now};
 use crate::plan::{DISK_FILE, Inputs};
 use crate::store::{ImageRow, KernelRow, VmRow};
@@ -47,13 +48,17 @@ fn sink(events: &UnboundedSender<Event>) -> impl Fn(Progress) + Send + Sync + us
 }
 
 impl Daemon {
-    fn archive(&self) -> ArchiveConfig {
-        ArchiveConfig {
+    fn archive(&self) -> anyhow::Result<ArchiveConfig> {
+        let variable = std::env::var("BANGER_DEBIAN_MIRROR").ok().filter(|mirror| !mirror.is_empty());
+        Ok(ArchiveConfig {
             root: "/".into(),
-            mirror: std::env::var("BANGER_DEBIAN_MIRROR").ok().filter(|mirror| !mirror.is_empty()),
+            mirror: match variable {
+                Some(mirror) => Some(mirror),
+                None => Config::load()?.debian_mirror,
+            },
             cache_dir: self.paths.cache.join("debian"),
             state_dir: self.paths.state.join("archive"),
-        }
+        })
     }
 
     /// Pulls a kernel that is not in the store.
@@ -74,7 +79,7 @@ impl Daemon {
         }
         let _ = events.send(Event::Step { label: format!("pull kernel {name}") });
         let sink = sink(events);
-        let pull = KernelPull::resolve(&self.archive(), name, &sink).await?;
+        let pull = KernelPull::resolve(&self.archive()?, name, &sink).await?;
         let staging = staging(&self.paths.state.join("kernels"))?;
         let meta = pull.write_to(staging.path(), &sink).await?;
         open_to_vms(staging.path())?;
@@ -158,7 +163,7 @@ impl Daemon {
         events: &UnboundedSender<Event>,
     ) -> anyhow::Result<ImageRow> {
         let sink = sink(events);
-        let set = PackageSet::fetch(&self.archive(), recipe, &sink).await?;
+        let set = PackageSet::fetch(&self.archive()?, recipe, &sink).await?;
         let digest = format!("sha256:{}", set.digest());
         if let Some(same) = self.unchanged(name, &digest)? {
             return Ok(same);
@@ -202,6 +207,7 @@ impl Daemon {
             ))
         };
         let config = RegistryConfig {
+            hosts: Config::load()?.hosts(),
             docker_config_dir: docker_config_dir(),
             cache_dir: self.paths.cache.join("blobs"),
             ..RegistryConfig::default()

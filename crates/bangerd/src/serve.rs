@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 /// How often a followed console is looked at.
 const FOLLOW_EVERY: Duration = Duration::from_millis(100);
@@ -166,21 +166,22 @@ fn finish(result: anyhow::Result<Outcome>) -> Event {
     }
 }
 
-/// Runs a request and passes its events on; a client that leaves cancels it.
+/// Runs a request and passes its events on; a client that leaves cancels it. One that does not read its events holds up
+/// nothing: the operation may have locks that others wait for.
 async fn operate(
     daemon: Arc<Daemon>,
     request: Request,
     mut reader: FrameReader<OwnedReadHalf>,
-    mut writer: FrameWriter<OwnedWriteHalf>,
+    writer: FrameWriter<OwnedWriteHalf>,
 ) {
-    let (events, mut queue) = unbounded_channel();
+    let (events, queue) = unbounded_channel();
+    let writing = tokio::spawn(write_events(writer, queue));
     let made: Made = Arc::default();
-    let operation = perform(daemon.clone(), request, events, made.clone());
+    let operation = perform(daemon.clone(), request, events.clone(), made.clone());
     tokio::pin!(operation);
     let result = loop {
         tokio::select! {
             result = &mut operation => break Some(result),
-            Some(event) = queue.recv() => if writer.message(0, &event).await.is_err() { break None },
             frame = reader.next() => if !matches!(frame, Ok(Some(_))) { break None },
         }
     };
@@ -193,10 +194,18 @@ async fn operate(
         }
         return;
     };
-    while let Ok(event) = queue.try_recv() {
-        let _ = writer.message(0, &event).await;
+    let _ = events.send(finish(result));
+    drop(events);
+    let _ = writing.await;
+}
+
+/// Sends events until there are no more, or nobody reads them.
+async fn write_events(mut writer: FrameWriter<OwnedWriteHalf>, mut queue: UnboundedReceiver<Event>) {
+    while let Some(event) = queue.recv().await {
+        if writer.message(0, &event).await.is_err() {
+            return;
+        }
     }
-    let _ = writer.message(0, &finish(result)).await;
 }
 
 /// The vm a request has made so far; it goes when the request is cancelled.

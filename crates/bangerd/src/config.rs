@@ -1,0 +1,122 @@
+//! `config.toml`: what the owner decided once. Read whenever it is needed, so a change needs no restart.
+
+use anyhow::Context as _;
+use banger_image::oci::HostConfig;
+use banger_wire::error::{ErrorCode, WireError};
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// Everything that can be set; all of it optional. A key that is not here is a mistake and an error.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Config {
+    /// Debian's mirror where the host has no apt sources of its own: one address, or two (main and security).
+    pub(crate) debian_mirror: Option<String>,
+    /// The image of vms that name none.
+    pub(crate) default_image: Option<String>,
+    /// Registries by host, with the port where one is named.
+    #[serde(default)]
+    pub(crate) registry: BTreeMap<String, Registry>,
+}
+
+/// How a registry is reached.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Registry {
+    /// Hosts that are asked first.
+    #[serde(default)]
+    mirror: Mirrors,
+    /// Plain http.
+    #[serde(default)]
+    insecure: bool,
+    /// A file of certificates (PEM) that are trusted besides the public ones.
+    ca_file: Option<PathBuf>,
+}
+
+/// One host, or several in order.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(untagged)]
+enum Mirrors {
+    One(String),
+    Several(Vec<String>),
+}
+
+impl Default for Mirrors {
+    fn default() -> Self {
+        Self::Several(Vec::new())
+    }
+}
+
+impl Config {
+    /// Reads the owner's file; none is an empty one.
+    ///
+    /// # Errors
+    /// When it can't be read, is no TOML, or has a key that means nothing. The text names file, line and key.
+    pub(crate) fn load() -> anyhow::Result<Self> {
+        let Some(path) = path() else { return Ok(Self::default()) };
+        let text = match std::fs::read_to_string(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Self::default()),
+            read => read.with_context(|| format!("read the config `{}`", path.display()))?,
+        };
+        Ok(Self::parse(&text, &path)?)
+    }
+
+    fn parse(text: &str, path: &Path) -> Result<Self, WireError> {
+        toml::from_str(text).map_err(|error| {
+            let shown = path.display();
+            let mut wire = WireError::new(ErrorCode::Invalid, format!("the config `{shown}` can't be used"));
+            wire.causes =
+                error.to_string().lines().map(str::to_owned).filter(|line| !line.is_empty()).collect();
+            wire.hinted(format!("correct that line of `{shown}`, or take it out"))
+        })
+    }
+
+    /// Returns the registries as the registry client takes them.
+    pub(crate) fn hosts(&self) -> BTreeMap<String, HostConfig> {
+        let host = |registry: &Registry| HostConfig {
+            mirrors: match &registry.mirror {
+                Mirrors::One(mirror) => vec![mirror.clone()],
+                Mirrors::Several(mirrors) => mirrors.clone(),
+            },
+            plain_http: registry.insecure,
+            ca_file: registry.ca_file.clone(),
+        };
+        self.registry.iter().map(|(name, registry)| (name.clone(), host(registry))).collect()
+    }
+}
+
+fn path() -> Option<PathBuf> {
+    let var = |name| std::env::var_os(name).map(PathBuf::from).filter(|path: &PathBuf| path.is_absolute());
+    let base = var("XDG_CONFIG_HOME").or_else(|| Some(var("HOME")?.join(".config")))?;
+    Some(base.join("banger/config.toml"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Config;
+    use std::path::Path;
+
+    #[test]
+    fn everything_is_optional_and_read() {
+        let path = Path::new("/config.toml");
+        assert_eq!(Config::parse("", path).unwrap(), Config::default());
+        let text = "debian_mirror = 'http://mirror.example/debian'\ndefault_image = 'debian-bookworm-slim'\n\
+                    [registry.'registry.example:5000']\nmirror = 'cache.example'\ninsecure = true\n\
+                    [registry.'docker.io']\nmirror = ['a.example', 'b.example']\nca_file = '/etc/ca.pem'\n";
+        let config = Config::parse(text, path).unwrap();
+        assert_eq!(config.debian_mirror.as_deref(), Some("http://mirror.example/debian"));
+        let hosts = config.hosts();
+        assert!(hosts["registry.example:5000"].plain_http);
+        assert_eq!(hosts["registry.example:5000"].mirrors, ["cache.example"]);
+        assert_eq!(hosts["docker.io"].mirrors, ["a.example", "b.example"]);
+    }
+
+    #[test]
+    fn a_wrong_key_is_named_with_its_line() {
+        let error = Config::parse("debian_miror = 'x'\n", Path::new("/config.toml")).unwrap_err();
+        let text = error.causes.join("\n");
+        assert!(text.contains("line 1") && text.contains("debian_miror"), "{text}");
+        assert!(text.contains("`debian_mirror`"), "what there is instead: {text}");
+    }
+}

@@ -22,8 +22,9 @@ pub(crate) struct Built {
 /// A state directory; its daemon ends with it.
 #[derive(Debug)]
 pub(crate) struct Store {
-    dir: tempfile::TempDir,
+    state: PathBuf,
     banger: PathBuf,
+    _dir: tempfile::TempDir,
 }
 
 impl Built {
@@ -48,7 +49,8 @@ impl Built {
     /// Makes a store and pulls images into it.
     pub(crate) fn store(&self, images: &[&str]) -> anyhow::Result<Store> {
         let dir = tempfile::Builder::new().prefix("banger-store-").tempdir()?;
-        let store = Store { dir, banger: self.dir.join("banger") };
+        // Made by banger itself, and so closed to other users.
+        let store = Store { state: dir.path().join("state"), banger: self.dir.join("banger"), _dir: dir };
         for image in images {
             store.ok(&["image", "pull", image])?;
         }
@@ -61,7 +63,7 @@ impl Built {
 impl Store {
     /// Returns the state directory.
     pub(crate) fn path(&self) -> &Path {
-        self.dir.path()
+        &self.state
     }
 
     /// Returns `banger` with arguments, on this store.

@@ -1,6 +1,7 @@
 //! A small archive as Debian lays it out, signed with a key made here, and a host whose apt uses it.
 
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use banger_image::debian::archive::{Archive, ArchiveConfig, ArchiveError, Bases, RELEASE, architecture};
@@ -333,8 +334,10 @@ pub(crate) fn is_empty(dir: &Path) -> bool {
     std::fs::read_dir(dir).unwrap().next().is_none()
 }
 
+/// The time when it was first asked for: a suite made twice has the same dates.
 pub(crate) fn now() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs().try_into().unwrap()
+    static NOW: OnceLock<i64> = OnceLock::new();
+    *NOW.get_or_init(|| SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs().try_into().unwrap())
 }
 
 /// A date as Release files write it.

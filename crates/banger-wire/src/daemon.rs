@@ -115,7 +115,17 @@ pub enum Request {
         name: KernelName,
     },
     /// Checks the machine; one `Event::Check` each, the last boots a vm. Ends with `Outcome::Done`.
-    Doctor,
+    Doctor {
+        /// First mends what can be mended without root.
+        fix: bool,
+    },
+    /// Fetches what is missing and may be fetched; ends with `Outcome::Setup`.
+    Setup {
+        /// Only say what would be done.
+        dry_run: bool,
+        /// A mirror of Firecracker's releases; Firecracker is fetched then also where it can't be used.
+        firecracker_url: Option<String>,
+    },
     /// What the daemon is doing; ends with `Outcome::Daemon`.
     DaemonStatus,
     /// Ends the daemon; vms go on.
@@ -270,6 +280,8 @@ pub enum Outcome {
     Kernels(Vec<KernelView>),
     /// The daemon.
     Daemon(DaemonView),
+    /// What there is and what was fetched.
+    Setup(Vec<SetupItem>),
 }
 
 /// A vm that is up.
@@ -441,4 +453,35 @@ pub enum Verdict {
     Warn,
     /// Must be mended.
     Fail,
+}
+
+/// One thing `setup` looked after; also the shape of `--json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SetupItem {
+    /// What it is.
+    pub name: String,
+    /// What became of it.
+    pub state: SetupState,
+    /// What was found or done.
+    pub detail: String,
+    /// The command that is left to do.
+    pub hint: Option<String>,
+}
+
+/// What became of a thing that is needed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SetupState {
+    /// It was there.
+    Present,
+    /// It is there now.
+    Fetched,
+    /// It would be fetched.
+    WouldFetch,
+    /// This machine has no use for it.
+    NotNeeded,
+    /// It takes root's rights, which banger does not have.
+    ByHand,
+    /// It could not be fetched.
+    Failed,
 }

@@ -56,12 +56,39 @@ pub(crate) enum Command {
     #[command(subcommand)]
     Kernel(KernelCommand),
     /// Check this machine; the last check boots a vm.
-    Doctor(JsonArgs),
+    Doctor(DoctorArgs),
+    /// Fetch what is missing, and say what must be installed by hand.
+    Setup(SetupArgs),
     /// The daemon, which starts by itself.
     #[command(subcommand)]
     Daemon(DaemonCommand),
     /// Show the builds of banger and its daemon.
     Version(JsonArgs),
+}
+
+/// `banger doctor`.
+#[derive(Debug, Args)]
+pub(crate) struct DoctorArgs {
+    /// First mend what takes no root, and list the commands for the rest.
+    #[arg(long)]
+    pub(crate) fix: bool,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// `banger setup`.
+#[derive(Debug, Args)]
+pub(crate) struct SetupArgs {
+    /// Only say what would be done.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// A mirror of Firecracker's releases; fetches it also where there is no KVM.
+    #[arg(long, value_name = "URL")]
+    pub(crate) firecracker_url: Option<String>,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// `banger vm`.

@@ -18,6 +18,7 @@ mod paths;
 mod progress;
 mod run;
 mod session;
+mod setup;
 mod signals;
 mod stop;
 mod streams;
@@ -102,6 +103,7 @@ async fn dispatch(context: &mut Context, command: Command) -> Ended {
         Command::Image(command) => image::dispatch(context, command).await,
         Command::Kernel(command) => kernel::dispatch(context, command).await,
         Command::Doctor(args) => doctor::doctor(context, args).await,
+        Command::Setup(args) => setup::setup(context, args).await,
         Command::Daemon(command) => daemon::dispatch(context, command).await,
         Command::Version(args) => daemon::version(context, args).await,
     }

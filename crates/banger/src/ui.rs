@@ -5,7 +5,7 @@
 
 use crate::stop::{Stop, failed};
 use crate::text::{escape, escape_json, escape_lines};
-use banger_wire::daemon::{Check, Verdict};
+use banger_wire::daemon::{Check, SetupItem, SetupState, Verdict};
 use banger_wire::error::WireError;
 use std::io::{ErrorKind, IsTerminal as _, Write as _};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -97,6 +97,44 @@ impl Ui {
         let mut text = format!("{word}  {}: {detail}\n", escape(&check.name));
         if let Some(hint) = &check.hint {
             text.push_str(&format!("{indent}hint: {}\n", escape_lines(hint, indent)));
+        }
+        self.data(&text)
+    }
+
+    /// Prints what became of one thing that `setup` looked after.
+    ///
+    /// # Errors
+    /// Those of [`Self::data`].
+    pub(crate) fn setup_item(&self, item: &SetupItem) -> Result<(), Stop> {
+        let (word, colour) = match item.state {
+            SetupState::Present => ("there", GREEN),
+            SetupState::Fetched => ("fetched", GREEN),
+            SetupState::WouldFetch => ("would fetch", YELLOW),
+            SetupState::NotNeeded => ("not needed", GREEN),
+            SetupState::ByHand => ("BY HAND", YELLOW),
+            SetupState::Failed => ("FAILED", RED),
+        };
+        let indent = "      ";
+        let word = paint(self.colour_out, colour, word);
+        let detail = escape_lines(&item.detail, indent);
+        let mut text = format!("{word}  {}: {detail}\n", escape(&item.name));
+        if let Some(hint) = &item.hint {
+            text.push_str(&format!("{indent}hint: {}\n", escape_lines(hint, indent)));
+        }
+        self.data(&text)
+    }
+
+    /// Prints commands that take root's rights.
+    ///
+    /// # Errors
+    /// Those of [`Self::data`].
+    pub(crate) fn root_commands(&self, commands: &[&str]) -> Result<(), Stop> {
+        if commands.is_empty() {
+            return Ok(());
+        }
+        let mut text = "\nleft to do, with root's rights:\n".to_owned();
+        for command in commands {
+            text.push_str(&format!("  {}\n", escape_lines(command, "  ")));
         }
         self.data(&text)
     }

@@ -18,6 +18,25 @@ pub(crate) struct Config {
     /// Registries by host, with the port where one is named.
     #[serde(default)]
     pub(crate) registry: BTreeMap<String, Registry>,
+    /// Firecracker's program, instead of the one that is found.
+    pub(crate) firecracker_bin: Option<PathBuf>,
+    /// QEMU's program, instead of the one that is found.
+    pub(crate) qemu_bin: Option<PathBuf>,
+    /// What `setup` fetches.
+    #[serde(default)]
+    pub(crate) firecracker: FirecrackerRelease,
+}
+
+/// A release of Firecracker, where it shall not be the one that is built in.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct FirecrackerRelease {
+    /// Such as `1.17.0`.
+    pub(crate) version: Option<String>,
+    /// Digest of its archive for this machine's architecture.
+    pub(crate) sha256: Option<String>,
+    /// Where releases are, laid out as the project's own.
+    pub(crate) url: Option<String>,
 }
 
 /// How a registry is reached.
@@ -86,7 +105,8 @@ impl Config {
     }
 }
 
-fn path() -> Option<PathBuf> {
+/// Where the owner's file is, or would be.
+pub(crate) fn path() -> Option<PathBuf> {
     let var = |name| std::env::var_os(name).map(PathBuf::from).filter(|path: &PathBuf| path.is_absolute());
     let base = var("XDG_CONFIG_HOME").or_else(|| Some(var("HOME")?.join(".config")))?;
     Some(base.join("banger/config.toml"))
@@ -110,6 +130,17 @@ mod tests {
         assert!(hosts["registry.example:5000"].plain_http);
         assert_eq!(hosts["registry.example:5000"].mirrors, ["cache.example"]);
         assert_eq!(hosts["docker.io"].mirrors, ["a.example", "b.example"]);
+    }
+
+    #[test]
+    fn programs_and_releases_can_be_named() {
+        let text = "qemu_bin = '/usr/libexec/qemu-kvm'\nfirecracker_bin = '/opt/firecracker'\n\
+                    [firecracker]\nversion = '1.16.2'\nsha256 = 'ab'\nurl = 'http://mirror.example/fc'\n";
+        let config = Config::parse(text, Path::new("/config.toml")).unwrap();
+        assert_eq!(config.qemu_bin.as_deref(), Some(Path::new("/usr/libexec/qemu-kvm")));
+        assert_eq!(config.firecracker_bin.as_deref(), Some(Path::new("/opt/firecracker")));
+        assert_eq!(config.firecracker.version.as_deref(), Some("1.16.2"));
+        assert_eq!(config.firecracker.url.as_deref(), Some("http://mirror.example/fc"));
     }
 
     #[test]

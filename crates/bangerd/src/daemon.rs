@@ -4,9 +4,11 @@
 //! locks on the disks say which vms run, and the ordinary start-up path picks them up again.
 
 use crate::config::Config;
+use crate::doctor::leftovers;
 use crate::lifecycle::lost;
 use crate::paths::Paths;
 use crate::plan::{DISK_FILE, SOCKET_FILE};
+use crate::programs::{self, Vmm};
 use crate::pull::{ROOTFS_FILE, entropy};
 use crate::store::{ImageRow, KernelRow, Store, VmRow};
 use crate::vmsock;
@@ -26,8 +28,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::sync::mpsc::UnboundedSender;
 
-const DEFAULT_IMAGE: &str = "debian-bookworm";
-const DEFAULT_KERNEL: &str = "generic-6.12";
+pub(crate) const DEFAULT_IMAGE: &str = "debian-bookworm";
+pub(crate) const DEFAULT_KERNEL: &str = "generic-6.12";
 const DEFAULT_DISK: Mebibytes = Mebibytes(8 * 1024);
 /// The least a vm can boot with.
 const MEMORY_MIN: Mebibytes = Mebibytes(128);
@@ -88,24 +90,10 @@ impl Daemon {
 
     /// Recovers what a crash left: vms that still run are watched again, the rest is written down as ended.
     pub(crate) async fn reconcile(self: &Arc<Self>) -> anyhow::Result<()> {
-        let rows = self.store.vms()?;
-        let known: [(&str, Vec<String>); 3] = [
-            ("images", self.store.images()?.into_iter().map(|row| row.name).collect()),
-            ("kernels", self.store.kernels()?.into_iter().map(|row| row.name).collect()),
-            ("vms", rows.iter().map(|row| row.id.to_string()).collect()),
-        ];
-        for (parent, names) in known {
-            for entry in std::fs::read_dir(self.paths.state.join(parent))? {
-                let entry = entry?;
-                if names.contains(&entry.file_name().to_string_lossy().into_owned()) {
-                    continue;
-                }
-                for dir in [entry.path(), entry.path().join("build")] {
-                    vmsock::end(&dir).await.context("end what a crash left")?;
-                }
-                std::fs::remove_dir_all(entry.path()).context("remove what a crash left")?;
-            }
+        for leftover in leftovers::of_store(self)? {
+            leftovers::remove(&leftover).await?;
         }
+        let rows = self.store.vms()?;
         for row in rows {
             let dir = self.paths.vm(row.id.as_str());
             if vmsock::is_alive(&dir) {
@@ -121,16 +109,7 @@ impl Daemon {
 
     /// Looks the VMM up.
     pub(crate) fn qemu(&self) -> anyhow::Result<PathBuf> {
-        let name = format!("qemu-system-{}", std::env::consts::ARCH);
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        // A vm's private root shows the system's directories only.
-        let shown = |path: &PathBuf| ["/usr", "/bin", "/sbin"].iter().any(|dir| path.starts_with(dir));
-        let found = std::env::split_paths(&path).map(|dir| dir.join(&name)).filter(shown);
-        { found }.find(|path| path.is_file()).ok_or_else(|| {
-            WireError::new(ErrorCode::Failed, format!("`{name}` is not installed"))
-                .hinted("install it with `sudo apt-get install qemu-system-x86`, or see `banger doctor`")
-                .into()
-        })
+        programs::find(Vmm::Qemu, &Config::load()?)
     }
 
     /// Returns the rate of the time stamp counter, known since some milliseconds after the daemon's start.

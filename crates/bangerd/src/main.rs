@@ -8,8 +8,10 @@ mod lifecycle;
 mod net;
 mod paths;
 mod plan;
+mod programs;
 mod pull;
 mod serve;
+mod setup;
 mod store;
 mod supervise;
 mod vmsock;
@@ -23,7 +25,11 @@ fn main() -> ExitCode {
         [Some("supervise"), Some("--dir"), _] => supervise::run(Path::new(&args[2])),
         [Some("serve")] => logged(|| serve::run(None)),
         [Some("serve"), Some("--ready-fd"), Some("1")] => logged(|| serve::run(Some(take_stdout()?))),
-        _ => Err(anyhow::anyhow!("usage: bangerd serve [--ready-fd 1] | supervise --dir DIRECTORY")),
+        [Some("probe-namespaces")] => doctor::namespaces::probe(),
+        [Some("apparmor-profile")] => doctor::apparmor::print(),
+        _ => Err(anyhow::anyhow!(
+            "usage: bangerd serve [--ready-fd 1] | supervise --dir DIRECTORY | probe-namespaces | apparmor-profile"
+        )),
     };
     match ended {
         Ok(()) => ExitCode::SUCCESS,

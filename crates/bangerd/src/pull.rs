@@ -37,7 +37,7 @@ const BUILD_MEMORY: Mebibytes = Mebibytes(1024);
 const BUILD_GRACE_MS: u64 = 20_000;
 
 /// Passes progress on as events.
-fn sink(events: &UnboundedSender<Event>) -> impl Fn(Progress) + Send + Sync + use<> {
+pub(crate) fn sink(events: &UnboundedSender<Event>) -> impl Fn(Progress) + Send + Sync + use<> {
     let events = events.clone();
     move |progress| {
         let _ = events.send(match progress {

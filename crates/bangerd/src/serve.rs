@@ -4,7 +4,7 @@ use crate::daemon::Daemon;
 use crate::paths::Paths;
 use crate::plan::CONSOLE_FILE;
 use crate::store::VmRow;
-use crate::{doctor, vmsock};
+use crate::{doctor, setup, vmsock};
 use anyhow::Context as _;
 use banger_wire::BUILD;
 use banger_wire::daemon::{Call, DaemonView, Event, ImageView, Outcome, Request, VmState, VmView};
@@ -246,7 +246,10 @@ async fn perform(
             Ok(Outcome::Vm(VmView { cmdline, ..daemon.view(&row) }))
         }
         Request::VmPrune { dry_run } => daemon.prune(dry_run).await,
-        Request::Doctor => doctor::run(&daemon, &events, &|row| note(Some(row))).await,
+        Request::Doctor { fix } => doctor::run(&daemon, fix, &events, &|row| note(Some(row))).await,
+        Request::Setup { dry_run, firecracker_url } => {
+            setup::run(&daemon, dry_run, firecracker_url.as_deref(), &events).await
+        }
         Request::DaemonStatus => Ok(Outcome::Daemon(DaemonView {
             pid: std::process::id(),
             build: BUILD.to_owned(),

@@ -209,10 +209,9 @@ fn a_daemon_that_can_not_start_says_why() {
     install_daemon(&program, "exit 1");
     assert_snapshot!(banger(&["doctor"]), @r"
     status 1
-    --- stderr
-    error: bangerd did not start
-      caused by: it ended without saying why
-    hint: its log is `[DIR]/state/bangerd.log`
+    --- stdout
+    FAIL  daemon: bangerd did not start: it ended without saying why
+          hint: its log is `[DIR]/state/bangerd.log`
     ");
     // By then the first one has ended, and what it said on stderr is in the log.
     assert_snapshot!(banger(&["daemon", "logs"]), @r"

@@ -1,7 +1,7 @@
 //! What is printed, where, and the status.
 
 use crate::support::{Bench, plan, read_until, terminal, view};
-use banger_wire::daemon::{Check, Event, Outcome, Pruned, Request, Verdict};
+use banger_wire::daemon::{Check, Event, Outcome, Pruned, Request, SetupItem, SetupState, Verdict};
 use banger_wire::error::{ErrorCode, WireError};
 use banger_wire::exec::TerminalSize;
 use banger_wire::frame::Frame;
@@ -296,6 +296,7 @@ fn doctor_prints_each_check_and_fails_with_one() {
     assert_snapshot!(bench.run(["doctor"]), @r"
     status 1
     --- stdout
+    pass  daemon: build [BUILD], as `banger`
     pass  qemu: what was found
     warn  kvm: what was found
     FAIL  pasta: what was found
@@ -303,7 +304,59 @@ fn doctor_prints_each_check_and_fails_with_one() {
     ");
     let json = bench.command(["doctor", "--json"]).output().unwrap();
     let checks: Vec<Check> = serde_json::from_slice(&json.stdout).unwrap();
-    assert_eq!((json.status.code(), checks.len()), (Some(1), 3));
+    assert_eq!((json.status.code(), checks.len()), (Some(1), 4));
+}
+
+#[test]
+fn doctor_lists_what_is_left_for_root_after_mending() {
+    let bench = Bench::new();
+    bench.daemon(|request, peer| {
+        if request == (Request::Doctor { fix: true }) {
+            for hint in ["sudo modprobe tun", "banger setup", "sudo modprobe tun"] {
+                peer.say(&Event::Check(Check {
+                    name: "check".to_owned(),
+                    verdict: Verdict::Warn,
+                    detail: "what was found".to_owned(),
+                    hint: Some(hint.to_owned()),
+                }));
+            }
+        }
+        peer.done(Outcome::Done);
+    });
+    let said = bench.run(["doctor", "--fix"]);
+    let end = said.split_once("left to do").unwrap().1;
+    assert_snapshot!(end, @r"
+    , with root's rights:
+      sudo modprobe tun
+    ");
+}
+
+#[test]
+fn setup_says_what_became_of_each_thing() {
+    let bench = Bench::new();
+    bench.daemon(|request, peer| {
+        let url = Some("http://mirror.example".to_owned());
+        assert_eq!(request, Request::Setup { dry_run: true, firecracker_url: url });
+        let item = |name: &str, state, hint: Option<&str>| SetupItem {
+            name: name.to_owned(),
+            state,
+            detail: "detail".to_owned(),
+            hint: hint.map(str::to_owned),
+        };
+        peer.done(Outcome::Setup(vec![
+            item("qemu", SetupState::ByHand, Some("sudo apt-get install qemu-system-x86")),
+            item("firecracker", SetupState::WouldFetch, None),
+            item("kernel", SetupState::Present, None),
+        ]));
+    });
+    assert_snapshot!(bench.run(["setup", "--dry-run", "--firecracker-url", "http://mirror.example"]), @r"
+    status 1
+    --- stdout
+    BY HAND  qemu: detail
+          hint: sudo apt-get install qemu-system-x86
+    would fetch  firecracker: detail
+    there  kernel: detail
+    ");
 }
 
 #[test]

@@ -1,0 +1,49 @@
+//! The AppArmor profile that lets `bangerd` make user namespaces where a distribution restricts them.
+
+use anyhow::{Context as _, bail};
+use std::io::Write as _;
+use std::path::Path;
+
+/// What packages install.
+const PROFILE: &str = include_str!("../../../../packaging/apparmor/bangerd");
+/// The programs it is for.
+const PACKAGED: &str = "/usr/{bin,local/bin}/bangerd";
+/// Where it goes.
+pub(crate) const PLACE: &str = "/etc/apparmor.d/bangerd";
+
+/// Prints the profile for this program: `bangerd apparmor-profile`.
+pub(crate) fn print() -> anyhow::Result<()> {
+    let own = std::env::current_exe().context("find this program")?;
+    Ok(std::io::stdout().write_all(profile(&own)?.as_bytes())?)
+}
+
+/// Returns the profile for a `bangerd` at this path.
+fn profile(program: &Path) -> anyhow::Result<String> {
+    if ["/usr/bin/bangerd", "/usr/local/bin/bangerd"].map(Path::new).contains(&program) {
+        return Ok(PROFILE.to_owned());
+    }
+    let shown = program.to_str().filter(|text| {
+        text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '/' | '.' | '-' | '_' | '+'))
+    });
+    let Some(shown) = shown else {
+        bail!("a profile can't name `{}`; move bangerd to `/usr/local/bin`", program.display());
+    };
+    Ok(PROFILE.replace(PACKAGED, shown))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{PROFILE, profile};
+    use std::path::Path;
+
+    #[test]
+    fn the_profile_names_this_program() {
+        assert_eq!(profile(Path::new("/usr/bin/bangerd")).unwrap(), PROFILE);
+        let own = profile(Path::new("/home/a_user/.local/bin/bangerd")).unwrap();
+        assert!(own.contains("\nprofile bangerd /home/a_user/.local/bin/bangerd flags=(unconfined) {\n"));
+        assert!(own.contains("\n  userns,\n"));
+        for path in ["/home/a user/bangerd", "/home/{a,b}/bangerd", "/home/*/bangerd", "/tmp/a\"b"] {
+            assert!(profile(Path::new(path)).is_err(), "{path}");
+        }
+    }
+}

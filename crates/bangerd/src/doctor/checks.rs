@@ -1,0 +1,372 @@
+//! Judgements of [`Facts`], one function each: what was found, how bad that is, and the command that mends it here.
+//!
+//! A failure is what keeps vms from running at all. What they can do without, such as a network, is a warning.
+
+use super::apparmor;
+use super::distribution::Need;
+use super::facts::{Device, Facts, Restriction, TUN};
+use super::kvm::{self, Kvm};
+use crate::programs::is_at_least;
+use banger_wire::daemon::{Check, Verdict};
+
+/// The oldest QEMU whose machine and snapshots are as the driver needs them.
+const QEMU_MIN: (u32, u32) = (7, 2);
+/// The oldest Firecracker that boots by PVH.
+const FIRECRACKER_MIN: (u32, u32) = (1, 12);
+/// Below this nothing can be pulled and a guest soon has no room.
+const DISK_FREE_MIN: u64 = 512 << 20;
+/// The default image and a vm that works.
+const DISK_FREE_GOOD: u64 = 4 << 30;
+/// A filesystem with room for fewer is about to be full.
+const FILES_FREE_GOOD: u64 = 1000;
+/// Open files of a daemon with 8 vms and a pull, and of pasta's connections.
+const OPEN_FILES_GOOD: u64 = 1024;
+/// Processes and threads of 8 vms.
+const PROCESSES_GOOD: u64 = 512;
+/// Namespaces of each kind for 8 vms and a user's other programs.
+const NAMESPACES_GOOD: u64 = 64;
+
+/// All of them, in the order they are told.
+pub(crate) const ALL: [fn(&Facts) -> Check; 17] = [
+    machine,
+    config,
+    kvm,
+    namespaces,
+    limits,
+    qemu,
+    firecracker,
+    tun,
+    pasta,
+    nft,
+    route,
+    dns,
+    disk,
+    logout,
+    leftovers,
+    kernel,
+    image,
+];
+
+fn check(name: &str, verdict: Verdict, detail: impl Into<String>, hint: Option<String>) -> Check {
+    Check { name: name.to_owned(), verdict, detail: detail.into(), hint }
+}
+
+fn pass(name: &str, detail: impl Into<String>) -> Check {
+    check(name, Verdict::Pass, detail, None)
+}
+
+fn warn(name: &str, detail: impl Into<String>, hint: impl Into<String>) -> Check {
+    check(name, Verdict::Warn, detail, Some(hint.into()))
+}
+
+fn fail(name: &str, detail: impl Into<String>, hint: impl Into<String>) -> Check {
+    check(name, Verdict::Fail, detail, Some(hint.into()))
+}
+
+fn machine(facts: &Facts) -> Check {
+    let Facts { arch, system, kernel_release, .. } = facts;
+    let detail = format!("{arch}, {system}, Linux {kernel_release}");
+    match arch.as_str() {
+        "x86_64" => pass("machine", detail),
+        "aarch64" => warn("machine", detail, "vms on this architecture are not tested yet"),
+        _ => fail("machine", detail, "use a machine with an x86_64 processor"),
+    }
+}
+
+fn config(facts: &Facts) -> Check {
+    match &facts.config {
+        Ok(Some(path)) => pass("config", format!("`{}`", path.display())),
+        Ok(None) => pass("config", "none, which is fine"),
+        Err(cause) => fail("config", cause.clone(), "correct that line of the config, or take it out"),
+    }
+}
+
+fn kvm(facts: &Facts) -> Check {
+    let (device, user) = (kvm::DEVICE, &facts.user);
+    let slow = "vms run in software emulation, which is slower";
+    match &facts.kvm {
+        Kvm::Openable => {
+            check("kvm", Verdict::Warn, format!("`{device}` can be opened; banger does not use it yet"), None)
+        }
+        Kvm::Pvm => {
+            let detail = format!("`{device}` is that of kvm_pvm, which runs no ordinary guests; {slow}");
+            check("kvm", Verdict::Warn, detail, None)
+        }
+        Kvm::Absent { processor: true } => {
+            let module = if facts.arch == "x86_64" { "kvm_intel || sudo modprobe kvm_amd" } else { "kvm" };
+            warn("kvm", format!("there is no `{device}`; {slow}"), format!("sudo modprobe {module}"))
+        }
+        Kvm::Absent { processor: false } => {
+            let hint = "turn on virtualization in the firmware, or nested virtualization where this is a vm";
+            warn("kvm", format!("there is no `{device}`, and the processor offers none; {slow}"), hint)
+        }
+        Kvm::Denied { cause, group } => {
+            let hint = match group {
+                Some(group) => format!("sudo usermod -aG {group} {user}   # then log in again"),
+                None => format!("sudo setfacl -m u:{user}:rw {device}   # until the next boot"),
+            };
+            warn("kvm", format!("`{device}` can't be opened: {cause}; {slow}"), hint)
+        }
+    }
+}
+
+fn namespaces(facts: &Facts) -> Check {
+    let Err(cause) = &facts.namespaces else {
+        return pass("namespaces", "one was made, and mounted in");
+    };
+    // A limit of 0 forbids them, whatever else does.
+    if let Some((name, limit)) = facts.namespace_limits.iter().find(|(_, limit)| **limit == 0) {
+        let detail = format!("{cause} (`user.{name}` is {limit})");
+        return fail("namespaces", detail, format!("sudo sysctl -w user.{name}=15000"));
+    }
+    match facts.restriction {
+        Restriction::AppArmor => {
+            let program = facts.program.display();
+            let place = apparmor::PLACE;
+            let detail = format!(
+                "{cause} (AppArmor restricts user namespaces: `kernel.apparmor_restrict_unprivileged_userns` is 1)"
+            );
+            let install = format!("{program} apparmor-profile | sudo tee {place} >/dev/null");
+            fail("namespaces", detail, format!("{install} && sudo apparmor_parser --replace {place}"))
+        }
+        Restriction::Sysctl => {
+            let detail = format!("{cause} (`kernel.unprivileged_userns_clone` is 0)");
+            fail("namespaces", detail, "sudo sysctl -w kernel.unprivileged_userns_clone=1")
+        }
+        Restriction::None => {
+            let hint = "allow user namespaces here; a container's seccomp profile often refuses them \
+                        (Docker: `--security-opt seccomp=unconfined`)";
+            fail("namespaces", cause.clone(), hint)
+        }
+    }
+}
+
+fn limits(facts: &Facts) -> Check {
+    let (soft, hard) = facts.open_files;
+    if hard < OPEN_FILES_GOOD {
+        let line = format!("{} hard nofile 4096", facts.user);
+        let hint = format!("echo '{line}' | sudo tee -a /etc/security/limits.conf   # then log in again");
+        return warn("limits", format!("at most {hard} open files, which is few"), hint);
+    }
+    if soft < OPEN_FILES_GOOD {
+        let detail = format!("{soft} open files, which is few");
+        return warn("limits", detail, format!("banger daemon stop; ulimit -n {OPEN_FILES_GOOD}"));
+    }
+    if facts.processes < PROCESSES_GOOD {
+        let line = format!("{} hard nproc 4096", facts.user);
+        let hint = format!("echo '{line}' | sudo tee -a /etc/security/limits.conf   # then log in again");
+        return warn("limits", format!("{} processes, which is few", facts.processes), hint);
+    }
+    let low = facts.namespace_limits.iter().find(|(_, limit)| **limit < NAMESPACES_GOOD);
+    match low {
+        // The namespaces themselves fail then, with their own text.
+        Some((name, limit)) if *limit > 0 => {
+            let detail = format!("`user.{name}` is {limit}, which is few");
+            warn("limits", detail, format!("sudo sysctl -w user.{name}=15000"))
+        }
+        _ => pass("limits", format!("{} open files, {} processes", count(soft), count(facts.processes))),
+    }
+}
+
+fn count(limit: u64) -> String {
+    if limit == u64::MAX { "any number of".to_owned() } else { limit.to_string() }
+}
+
+fn qemu(facts: &Facts) -> Check {
+    let install = || facts.distribution.install(Need::Qemu);
+    let least = format!("{}.{}", QEMU_MIN.0, QEMU_MIN.1);
+    let program = match &facts.qemu {
+        Ok(program) => program,
+        Err(cause) => return fail("qemu", cause.clone(), install()),
+    };
+    let path = program.path.display();
+    match &program.version {
+        None => fail("qemu", format!("`{path}` does not say its version"), install()),
+        Some(version) if !is_at_least(version, QEMU_MIN) => {
+            let hint = format!("{}   # or set `qemu_bin` in the config to a newer one", install());
+            fail("qemu", format!("`{path}` is {version}, older than {least}"), hint)
+        }
+        Some(version) => pass("qemu", format!("{version}, `{path}`")),
+    }
+}
+
+fn firecracker(facts: &Facts) -> Check {
+    let least = format!("{}.{}", FIRECRACKER_MIN.0, FIRECRACKER_MIN.1);
+    let is_of_use = is_kvm_of_use(&facts.kvm);
+    match &facts.firecracker {
+        Err(cause) if is_of_use => warn("firecracker", cause.clone(), "banger setup"),
+        Err(cause) => pass("firecracker", format!("{cause}; without KVM it is not needed")),
+        Ok(program) => {
+            let path = program.path.display();
+            match &program.version {
+                None => warn("firecracker", format!("`{path}` does not say its version"), "banger setup"),
+                Some(version) if !is_at_least(version, FIRECRACKER_MIN) => {
+                    let detail = format!("`{path}` is {version}, older than {least}");
+                    warn("firecracker", detail, "banger setup")
+                }
+                Some(version) => pass("firecracker", format!("{version}, `{path}`")),
+            }
+        }
+    }
+}
+
+/// Tells whether Firecracker may be of use, now or once the user may open the device.
+pub(crate) fn is_kvm_of_use(kvm: &Kvm) -> bool {
+    matches!(kvm, Kvm::Openable | Kvm::Denied { .. })
+}
+
+fn tun(facts: &Facts) -> Check {
+    let without = "vms have no network";
+    match &facts.tun {
+        Device::Usable => pass("tap devices", format!("`{TUN}` can be opened")),
+        Device::Absent => warn("tap devices", format!("there is no `{TUN}`; {without}"), "sudo modprobe tun"),
+        Device::Denied(cause) => {
+            let detail = format!("`{TUN}` can't be opened: {cause}; {without}");
+            warn("tap devices", detail, format!("sudo chmod 0666 {TUN}"))
+        }
+        Device::Broken(cause) => {
+            let detail = format!("`{TUN}` can't be opened: {cause}; {without}");
+            warn("tap devices", detail, "sudo modprobe tun")
+        }
+    }
+}
+
+fn pasta(facts: &Facts) -> Check {
+    let install = facts.distribution.install(Need::Pasta);
+    match &facts.pasta {
+        None => warn("pasta", "`pasta` is not installed; vms have no network", install),
+        Some(pasta) if !pasta.is_usable => {
+            let detail = format!("`{}` lacks options that vms need; they have no network", pasta.version);
+            warn("pasta", detail, install)
+        }
+        Some(pasta) => pass("pasta", format!("{}, `{}`", pasta.version, pasta.path.display())),
+    }
+}
+
+fn nft(facts: &Facts) -> Check {
+    match &facts.nft {
+        None => {
+            let install = facts.distribution.install(Need::Nft);
+            warn("nft", "`nft` is not installed; vms have no network", install)
+        }
+        // Where namespaces fail, so does this, and that is what to mend.
+        Some(Err(cause)) if facts.namespaces.is_err() => {
+            check("nft", Verdict::Warn, format!("{cause}; it needs namespaces, see above"), None)
+        }
+        Some(Err(cause)) => {
+            let detail = format!("{cause}; vms have no network");
+            warn("nft", detail, "sudo modprobe -a nf_tables nft_chain_nat nft_masq nft_ct nft_reject_inet")
+        }
+        Some(Ok(path)) => {
+            pass("nft", format!("`{}` took the policy in a namespace of its own", path.display()))
+        }
+    }
+}
+
+fn route(facts: &Facts) -> Check {
+    match facts.route {
+        Ok(route) if route.has_default => pass(
+            "route",
+            format!("there is one; {} networks of this machine are out of vms' reach", route.nets),
+        ),
+        Ok(_) => {
+            let detail = "this machine has no default route; vms have no network";
+            warn("route", detail, "ip route show default   # connect this machine first")
+        }
+        Err(ref cause) => warn("route", cause.clone(), "ip route show default"),
+    }
+}
+
+fn dns(facts: &Facts) -> Check {
+    let file = "/etc/resolv.conf";
+    match &facts.resolvers {
+        Err(cause) => {
+            let detail = format!("`{file}` can't be read: {cause}; vms resolve no names");
+            warn("dns", detail, format!("ls -lL {file}   # a link there may lead nowhere"))
+        }
+        Ok(servers) if servers.is_empty() => {
+            let detail = format!("`{file}` names no server; vms resolve no names");
+            warn("dns", detail, format!("echo 'nameserver 9.9.9.9' | sudo tee -a {file}"))
+        }
+        Ok(servers) => {
+            let stub = |server: &String| match server.starts_with("127.") || server == "::1" {
+                true => format!("{server} (on this machine)"),
+                false => server.clone(),
+            };
+            pass("dns", servers.iter().map(stub).collect::<Vec<_>>().join(", "))
+        }
+    }
+}
+
+fn disk(facts: &Facts) -> Check {
+    let disk = match &facts.disk {
+        Ok(disk) => disk,
+        Err(cause) => return fail("disk space", cause.clone(), "ls -ld ~/.local/state/banger"),
+    };
+    let path = disk.path.display();
+    let free = bytes(disk.free_bytes);
+    let room = "banger vm prune   # or: banger image list, banger image delete";
+    if disk.is_read_only {
+        let hint = format!("sudo mount -o remount,rw \"$(findmnt -no TARGET -T {path})\"");
+        fail("disk space", format!("`{path}` is on a read-only filesystem"), hint)
+    } else if disk.free_bytes < DISK_FREE_MIN {
+        fail("disk space", format!("{free} free in `{path}`, too little for a vm"), room)
+    } else if let Some(files) = disk.free_files.filter(|files| *files < FILES_FREE_GOOD) {
+        fail("disk space", format!("room for {files} more files in `{path}`, too few for a vm"), room)
+    } else if disk.free_bytes < DISK_FREE_GOOD {
+        warn("disk space", format!("{free} free in `{path}`, which is little"), room)
+    } else {
+        pass("disk space", format!("{free} free in `{path}`"))
+    }
+}
+
+fn bytes(bytes: u64) -> String {
+    if bytes < 1 << 30 { format!("{} MiB", bytes >> 20) } else { format!("{} GiB", bytes >> 30) }
+}
+
+fn logout(facts: &Facts) -> Check {
+    if !facts.ends_at_logout {
+        return pass("logout", "vms go on after a logout");
+    }
+    let user = &facts.user;
+    let detail = "this system ends its users' processes at logout, and vms with them (`KillUserProcesses`)";
+    let place = "/etc/systemd/logind.conf.d/banger.conf";
+    let hint = format!(
+        "printf '[Login]\\nKillExcludeUsers=root {user}\\n' | sudo tee {place} && \
+         sudo systemctl kill -s HUP systemd-logind"
+    );
+    warn("logout", detail, hint)
+}
+
+fn leftovers(facts: &Facts) -> Check {
+    match &facts.leftovers {
+        Err(cause) => warn("leftovers", cause.clone(), "banger daemon logs"),
+        Ok(found) => match found.split_first() {
+            None => pass("leftovers", "none"),
+            Some((first, rest)) => {
+                let mut detail = format!("`{}`", first.display());
+                if !rest.is_empty() {
+                    detail += &format!(" and {} more", rest.len());
+                }
+                let detail = format!("{detail}, left by a crash and used by nothing");
+                warn("leftovers", detail, "banger doctor --fix")
+            }
+        },
+    }
+}
+
+fn kernel(facts: &Facts) -> Check {
+    pulled("kernel", &facts.default_kernel, &facts.kernels)
+}
+
+fn image(facts: &Facts) -> Check {
+    pulled("image", &facts.default_image, &facts.images)
+}
+
+fn pulled(kind: &str, name: &String, there: &[String]) -> Check {
+    if there.contains(name) {
+        pass(kind, format!("`{name}`"))
+    } else {
+        warn(kind, format!("`{name}` is not pulled yet; the first vm waits for that"), "banger setup")
+    }
+}

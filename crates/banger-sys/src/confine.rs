@@ -122,7 +122,8 @@ fn drop_capabilities(keep: u64) -> io::Result<()> {
     unsafe {
         check(libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0).into())?;
         for number in (0..CAPABILITIES).filter(|number| keep >> number & 1 == 0) {
-            // Without the right to do this there is none to bring back either: privileges can't be gained.
+            // It fails for numbers this kernel has no capability for, all later ones among them; and without the right
+            // to do it, where nothing can be brought back anyway, since privileges can't be gained.
             if libc::prctl(libc::PR_CAPBSET_DROP, number, 0, 0, 0) != 0 {
                 break;
             }

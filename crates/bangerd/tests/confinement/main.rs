@@ -35,6 +35,8 @@ struct Host {
     tcp: TcpListener,
     name: String,
     _unix: UnixListener,
+    /// Open in every process that is started, unless somebody closes it.
+    _open: fs::File,
     neighbour: Child,
 }
 
@@ -62,7 +64,10 @@ impl Host {
         let mut neighbour = Command::new("sleep");
         neighbour.arg("600");
         become_user(&mut neighbour, uid);
+        let open = fs::File::open(dir.path()).unwrap();
+        rustix::io::fcntl_setfd(&open, rustix::io::FdFlags::empty()).unwrap();
         let host = Self {
+            _open: open,
             uid,
             tcp: TcpListener::bind("127.0.0.1:0").unwrap(),
             name,
@@ -292,7 +297,9 @@ fn a_vmm_gets_to_what_is_its_own_and_nothing_else() {
 #[test]
 fn without_namespaces_and_root_the_outside_is_there() {
     let Some(host) = Host::prepare("without_namespaces_and_root_the_outside_is_there") else { return };
-    expect(&host.directly(), "ok", &OUTSIDE);
+    let found = host.directly();
+    expect(&found, "ok", &OUTSIDE);
+    assert_ne!(found["inherited"], "0");
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use crate::daemon::Daemon;
 use crate::net::{self, host, nft, pasta::PastaPlan};
 use crate::store::VmRow;
+use crate::supervise::confine;
 use anyhow::Context as _;
 use banger_wire::daemon::{Check, Event, Outcome, Verdict, VmSpec, VmState};
 use std::path::PathBuf;
@@ -28,6 +29,10 @@ pub(crate) async fn run(
         }
     }
     report("acceleration", Verdict::Warn, "software emulation; KVM is not used yet".to_owned(), None);
+    let (landlock, detail) = confine::summary();
+    let hint = "boot a kernel with Landlock, and name it in the kernel's `lsm=` option if there is one";
+    let (verdict, hint) = if landlock { (Verdict::Pass, None) } else { (Verdict::Warn, Some(hint)) };
+    report("confinement", verdict, detail, hint);
     for check in network() {
         let _ = events.send(Event::Check(check));
     }

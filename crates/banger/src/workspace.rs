@@ -44,9 +44,9 @@ pub(crate) fn plan(path: &Path) -> Result<WorkspacePlan, WireError> {
     for (tracked, args) in lists {
         for name in git(&top, args)?.split(|&byte| byte == 0).filter(|name| !name.is_empty()) {
             let name = OsStr::from_bytes(name);
-            // Deleted in the working tree, or a directory where a file is tracked.
+            // Deleted in the working tree, or a directory or a link where a file or a directory is tracked.
             let Ok(found) = std::fs::symlink_metadata(top.join(name)) else { continue };
-            if found.is_dir() {
+            if found.is_dir() || is_behind_link(&top, Path::new(name)) {
                 continue;
             }
             if !tracked && is_secret(&top, name) {
@@ -61,6 +61,12 @@ pub(crate) fn plan(path: &Path) -> Result<WorkspacePlan, WireError> {
     Ok(plan)
 }
 
+/// To git, a name that leads through a symbolic link is one that is not there; what it shows is not the checkout's.
+fn is_behind_link(top: &Path, name: &Path) -> bool {
+    let parents = name.ancestors().skip(1).filter(|parent| !parent.as_os_str().is_empty());
+    { parents }.any(|parent| top.join(parent).is_symlink())
+}
+
 fn is_secret(top: &Path, name: &OsStr) -> bool {
     let base = Path::new(name).file_name().unwrap_or_default().to_string_lossy().into_owned();
     let shared = SHARED_ENDINGS.iter().any(|ending| base.ends_with(ending));
@@ -68,8 +74,9 @@ fn is_secret(top: &Path, name: &OsStr) -> bool {
         return true;
     }
     let keyed = base.ends_with(".pem") || base.ends_with(".key");
-    // One that can't be read may be a key as well.
+    // One that can't be read may be a key as well. A link carries no key, and may lead to what never ends.
     keyed
+        && !top.join(name).is_symlink()
         && std::fs::read(top.join(name))
             .map_or(true, |bytes| bytes.windows(11).any(|window| window == b"PRIVATE KEY"))
 }
@@ -106,6 +113,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let script = "git init -q . && echo ignored > .gitignore && echo a > kept && echo b > gone && \
             git add . && rm gone && touch ignored new .env .env.example && echo 'PRIVATE KEY' > a.pem && \
+            mkdir d && echo x > d/tracked && git add d && rm -r d && \
+            mkdir real && echo x > real/tracked && ln -s real d && \
             echo public > b.pem && ln -s kept link && \
             git config core.fsmonitor \"touch $PWD/marker; false\"";
         let made = std::process::Command::new("sh").args(["-ec", script]).current_dir(dir.path()).status();
@@ -113,7 +122,10 @@ mod tests {
         let plan = plan(dir.path()).unwrap();
         let mut names: Vec<_> = plan.files.iter().map(|file| file.2.to_str().unwrap()).collect();
         names.sort_unstable();
-        assert_eq!(names, [".env.example", ".gitignore", "b.pem", "kept", "link", "new"]);
+        assert_eq!(
+            names,
+            [".env.example", ".gitignore", "b.pem", "d", "kept", "link", "new", "real/tracked"]
+        );
         assert_eq!(plan.held_back, [".env", "a.pem"]);
         assert!(!dir.path().join("marker").exists(), "fsmonitor ran");
     }

@@ -172,7 +172,7 @@ pub(crate) struct RunArgs {
     /// Print data as JSON, with `-d` or `--dry-run`.
     #[arg(long)]
     pub(crate) json: bool,
-    /// A git checkout to place in the vm; not supported yet.
+    /// A git checkout to place in the vm; only with `--dry-run` yet, which lists its files.
     pub(crate) path: Option<PathBuf>,
     /// What to run instead of a shell.
     #[arg(last = true, value_name = "CMD")]

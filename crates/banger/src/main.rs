@@ -26,6 +26,7 @@ mod terminal;
 mod text;
 mod ui;
 mod vm;
+mod workspace;
 
 use args::{Cli, Command, DaemonCommand};
 use clap::Parser as _;

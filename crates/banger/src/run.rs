@@ -18,6 +18,14 @@ use std::path::{Path, PathBuf};
 
 /// Runs `banger vm run`.
 pub(crate) async fn run(context: &mut Context, args: RunArgs) -> Ended {
+    if args.dry_run
+        && let Some(path) = args.path.as_deref().filter(|path| path.exists())
+    {
+        if args.json {
+            return Err(invalid("the list of a checkout's files can't be printed as JSON yet").into());
+        }
+        return dry_run_workspace(context, path);
+    }
     check(&args)?;
     let default_wait = if args.command.is_empty() { Wait::Boot } else { Wait::Agent };
     let spec = vm_spec(args.spec, args.rm, default_wait)?;
@@ -80,6 +88,22 @@ pub(crate) async fn exec(context: &mut Context, args: ExecArgs) -> Ended {
         lease: false,
     };
     session::run(plan, &mut context.signals).await
+}
+
+/// Lists what would travel; needs no daemon. The list is for people, so names are escaped.
+fn dry_run_workspace(context: &Context, path: &Path) -> Ended {
+    let plan = crate::workspace::plan(path)?;
+    for name in &plan.held_back {
+        context.ui.warning(&format!("`{}` looks like a secret and stays behind", name.display()));
+    }
+    let mut text = String::new();
+    for (mode, len, name) in &plan.files {
+        text.push_str(&format!("{mode:06o} {len:>10} {}\n", escape(&name.to_string_lossy())));
+    }
+    let total: u64 = plan.files.iter().map(|file| file.1).sum();
+    text.push_str(&format!("{} files, {total} bytes\n", plan.files.len()));
+    context.ui.data(&text)?;
+    Ok(0)
 }
 
 /// Refuses what can be refused before anything is made.

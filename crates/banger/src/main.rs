@@ -25,6 +25,7 @@ mod table;
 mod terminal;
 mod text;
 mod ui;
+mod upload;
 mod vm;
 mod workspace;
 

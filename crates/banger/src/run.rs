@@ -8,6 +8,7 @@ use crate::session::{self, SessionPlan};
 use crate::stop::{Ended, Stop, invalid};
 use crate::terminal;
 use crate::text::escape;
+use crate::upload::{Local, local};
 use crate::vm::state_word;
 use banger_wire::bytes::ByteString;
 use banger_wire::daemon::{Event, Outcome, Request, StartedVm, VmSpec, VmState, VmView, Wait};
@@ -137,7 +138,7 @@ fn vm_spec(args: SpecArgs, rm: bool, default_wait: Wait) -> Result<VmSpec, WireE
     Ok(VmSpec {
         env: env::collect(&args.env_file, &args.env)?,
         name: args.name,
-        image: args.image,
+        image: args.image.map(local_image).transpose()?,
         kernel: args.kernel_ref,
         vcpu: args.vcpu,
         memory: args.memory,
@@ -147,6 +148,19 @@ fn vm_spec(args: SpecArgs, rm: bool, default_wait: Wait) -> Result<VmSpec, WireE
         rm,
         wait: args.wait.map_or(default_wait, Into::into),
     })
+}
+
+/// Makes the path of an image in a directory absolute: the daemon is somewhere else.
+fn local_image(image: String) -> Result<String, WireError> {
+    match local(&image)? {
+        Some(Local::Layout(reference)) => Ok(reference),
+        Some(Local::Archive(..)) => {
+            let shown = escape(&image);
+            Err(invalid(format!("`{shown}` has to be loaded first"))
+                .hinted(format!("use `banger image pull {shown} --name NAME`, then `--image NAME`")))
+        }
+        None => Ok(image),
+    }
 }
 
 /// A shell gets a terminal where there is one; a command only when asked, so that its streams stay apart.

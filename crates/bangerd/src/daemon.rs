@@ -5,6 +5,7 @@
 
 use crate::config::Config;
 use crate::lifecycle::lost;
+use crate::load::SPOOL_PREFIX;
 use crate::paths::Paths;
 use crate::plan::{DISK_FILE, SOCKET_FILE};
 use crate::pull::{ROOTFS_FILE, entropy};
@@ -103,6 +104,12 @@ impl Daemon {
                 for dir in [entry.path(), entry.path().join("build")] {
                     vmsock::end(&dir).await.context("end what a crash left")?;
                 }
+                std::fs::remove_dir_all(entry.path()).context("remove what a crash left")?;
+            }
+        }
+        // Archives that were being loaded; in the cache is nothing that anybody would miss.
+        for entry in std::fs::read_dir(&self.paths.cache)?.flatten() {
+            if entry.file_name().to_string_lossy().starts_with(SPOOL_PREFIX) {
                 std::fs::remove_dir_all(entry.path()).context("remove what a crash left")?;
             }
         }

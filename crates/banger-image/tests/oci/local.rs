@@ -424,7 +424,10 @@ fn archives_with_what_no_image_has_are_refused() {
             new().add(header(b"\xff\x1b[2J", b'0'), b"").end(),
             "entry `\\xff\\x1b[2J` of the archive can't be used: its name is not UTF-8",
         ),
-        (cut(new().file("x", &[1; 5000]).end(), 3000), "could not read the archive: the archive is truncated"),
+        (
+            cut(new().file("x", &[1; 5000]).end(), 3000),
+            "could not read the archive: the archive is truncated",
+        ),
         (
             cut(gzip(new().file("x", &[1; 5000]).end()).1, 40),
             "could not read the archive: incomplete deflate stream",

@@ -4,6 +4,7 @@
 #![allow(unsafe_code, reason = "this crate is where it lives; each block says what makes it sound")]
 
 pub mod child;
+pub mod confine;
 pub mod filesystem;
 pub mod namespace;
 pub mod netif;

@@ -63,7 +63,7 @@ pub fn become_user(uid: u32, gid: u32) -> io::Result<()> {
 }
 
 /// Prepares a command whose process is not trusted: no new privileges, its own session, dies with its parent, and keeps
-/// the descriptors in `keep` across `exec`.
+/// the descriptors in `keep` across `exec`, and no others that this process may have been given open.
 pub fn untrusted(command: &mut Command, keep: Vec<RawFd>) {
     let setup = move || {
         // SAFETY: async-signal-safe calls on numbers prepared before the fork.
@@ -74,6 +74,8 @@ pub fn untrusted(command: &mut Command, keep: Vec<RawFd>) {
             {
                 return Err(io::Error::last_os_error());
             }
+            // Unknown before Linux 5.11, where what whoever started the daemon left open stays so.
+            libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC);
             for fd in &keep {
                 if libc::fcntl(*fd, libc::F_SETFD, 0) != 0 {
                     return Err(io::Error::last_os_error());
@@ -93,13 +95,16 @@ pub enum Capability {
     NetAdmin,
     /// Ports below 1024.
     NetBindService,
+    /// Giving capabilities of its own to children, and none beyond those.
+    SetPcap,
     /// Entering namespaces and mounting.
     SysAdmin,
 }
 
 impl Capability {
-    fn number(self) -> u32 {
+    pub(crate) fn number(self) -> u32 {
         match self {
+            Self::SetPcap => 8,
             Self::NetBindService => 10,
             Self::NetAdmin => 12,
             Self::SysAdmin => 21,
@@ -156,16 +161,17 @@ pub fn isolated(command: &mut Command) {
 }
 
 #[repr(C)]
-struct CapabilityHeader {
-    version: u32,
-    pid: c_int,
+pub(crate) struct CapabilityHeader {
+    pub(crate) version: u32,
+    pub(crate) pid: c_int,
 }
 
 #[repr(C)]
-struct CapabilitySet {
-    effective: u32,
-    permitted: u32,
-    inheritable: u32,
+#[derive(Clone, Copy, Default)]
+pub(crate) struct CapabilitySet {
+    pub(crate) effective: u32,
+    pub(crate) permitted: u32,
+    pub(crate) inheritable: u32,
 }
 
 /// Makes a tap of this name in the caller's network namespace. It lives as long as the descriptor.

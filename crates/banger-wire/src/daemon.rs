@@ -85,6 +85,17 @@ pub enum Request {
         /// The kernel of the vm that finishes an image made of packages; the default one when absent.
         kernel: Option<KernelName>,
     },
+    /// Loads the images of an archive, which follows as data on channel 1; ends with `Outcome::Images`.
+    ImageLoad {
+        /// What the archive is called, for messages and as the source of an image without a name.
+        label: String,
+        /// Its length, where it has one.
+        size: Option<u64>,
+        /// The one image that is meant, by name or tag; all when absent.
+        reference: Option<String>,
+        /// The name in the store; made from the image's when absent.
+        name: Option<ImageName>,
+    },
     /// Lists images; ends with `Outcome::Images`.
     ImageList,
     /// Shows an image; ends with `Outcome::Image`.

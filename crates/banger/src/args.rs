@@ -199,7 +199,7 @@ pub(crate) struct RunArgs {
     /// Print data as JSON, with `-d` or `--dry-run`.
     #[arg(long)]
     pub(crate) json: bool,
-    /// A git checkout to place in the vm; not supported yet.
+    /// A git checkout to place in the vm; only with `--dry-run` yet, which lists its files.
     pub(crate) path: Option<PathBuf>,
     /// What to run instead of a shell.
     #[arg(last = true, value_name = "CMD")]
@@ -344,8 +344,8 @@ pub(crate) struct JsonArgs {
 pub(crate) enum ImageCommand {
     /// Pull an image by its catalog name or OCI reference.
     Pull {
-        /// Catalog name or OCI reference.
-        #[arg(value_name = "NAME|OCI-REF")]
+        /// Catalog name, OCI reference, `oci:DIR[:TAG]` or `docker-archive:FILE[:REF]`.
+        #[arg(value_name = "NAME|OCI-REF|oci:DIR|docker-archive:FILE")]
         reference: String,
         /// Its name here; made from the reference when absent.
         #[arg(long)]
@@ -353,6 +353,18 @@ pub(crate) enum ImageCommand {
         /// The kernel of the vm that configures an image made of packages.
         #[arg(long, value_name = "NAME")]
         kernel_ref: Option<KernelName>,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Load the images that `docker save` or another tool wrote into an archive.
+    Load {
+        /// The archive, plain or compressed with gzip or zstd; `-` is stdin.
+        #[arg(short, long, value_name = "FILE", default_value = "-")]
+        input: PathBuf,
+        /// What its image is called here; made from its own name when absent.
+        #[arg(long)]
+        name: Option<ImageName>,
         /// Print JSON.
         #[arg(long)]
         json: bool,

@@ -7,6 +7,7 @@ use crate::launch;
 use crate::paths::StateDir;
 use crate::stop::{failed, unexpected_answer};
 use crate::text::duration;
+use crate::upload::Archive;
 use banger_wire::BUILD;
 use banger_wire::daemon::{Call, Event, Outcome, Request};
 use banger_wire::error::{ErrorCode, WireError};
@@ -89,6 +90,19 @@ impl Client {
         observe: &mut (dyn FnMut(&Event) + Send),
     ) -> Result<Outcome, WireError> {
         self.call(request).await?.outcome(observe).await
+    }
+
+    /// Like [`Client::ask`], with a file that follows the request.
+    ///
+    /// # Errors
+    /// The daemon's own, those of the connection, and those of reading the file.
+    pub(crate) async fn send(
+        &self,
+        request: Request,
+        file: Archive,
+        observe: &mut (dyn FnMut(&Event) + Send),
+    ) -> Result<Outcome, WireError> {
+        self.call(request).await?.upload(file, observe).await
     }
 
     /// Ends the daemon and returns once its process has gone; false when none ran.
@@ -263,17 +277,7 @@ impl Operation {
     }
 
     async fn next_frame(&mut self) -> Result<Frame, WireError> {
-        if let Some(frame) = self.first.take() {
-            return Ok(frame);
-        }
-        let ended = "bangerd closed the connection before it was done";
-        match self.reader.next().await {
-            Ok(Some(frame)) => Ok(frame),
-            Ok(None) => Err(WireError::new(ErrorCode::Failed, ended).hinted("see `banger daemon logs`")),
-            Err(error) => {
-                Err(failed("lost the connection to bangerd", &error).hinted("see `banger daemon logs`"))
-            }
-        }
+        next_frame(&mut self.reader, &mut self.first).await
     }
 
     /// Returns what the daemon sends next.
@@ -281,20 +285,7 @@ impl Operation {
     /// # Errors
     /// When the connection ends; an operation that failed is an event.
     pub(crate) async fn next(&mut self) -> Result<Part, WireError> {
-        loop {
-            let frame = self.next_frame().await?;
-            match frame.kind {
-                Kind::Message => {
-                    let event = frame.parse();
-                    return event
-                        .map(Part::Event)
-                        .map_err(|error| failed("could not understand bangerd", &error));
-                }
-                Kind::Data => return Ok(Part::Data(frame.payload)),
-                Kind::Eof => return Ok(Part::Eof),
-                Kind::Credit | Kind::Close => {}
-            }
-        }
+        next_part(&mut self.reader, &mut self.first).await
     }
 
     /// Allows the daemon `len` more bytes of its stream.
@@ -302,6 +293,49 @@ impl Operation {
         let credit = Frame::credit(0, channel, u32::try_from(len).unwrap_or(u32::MAX));
         // An operation at its end may not listen any more; what it has sent is still to be read.
         let _ = self.writer.write(&credit).await;
+    }
+
+    /// Sends a file on channel 1 and follows the operation to its end, which may come before the file's.
+    ///
+    /// # Errors
+    /// The daemon's own, those of the connection, and those of reading the file.
+    pub(crate) async fn upload(
+        &mut self,
+        file: Archive,
+        observe: &mut (dyn FnMut(&Event) + Send),
+    ) -> Result<Outcome, WireError> {
+        let unreadable = format!("could not read `{}`", file.label);
+        let mut pieces = file.start()?;
+        let Self { reader, writer, first, .. } = self;
+        let sending = async {
+            while let Some(piece) = pieces.recv().await {
+                let piece = piece.map_err(|error| failed(&unreadable, &error))?;
+                // Who does not take it any more has said why, or will.
+                if writer.write(&Frame::data(0, 1, piece)).await.is_err() {
+                    return Ok(());
+                }
+            }
+            let _ = writer.write(&Frame::eof(0, 1)).await;
+            Ok(())
+        };
+        tokio::pin!(sending);
+        let mut sent = false;
+        loop {
+            let part = tokio::select! {
+                result = &mut sending, if !sent => {
+                    result?;
+                    sent = true;
+                    continue;
+                }
+                part = next_part(reader, first) => part?,
+            };
+            match part {
+                Part::Event(Event::Done(outcome)) => return Ok(*outcome),
+                Part::Event(Event::Failed(error)) => return Err(error),
+                Part::Event(event) => observe(&event),
+                Part::Data(_) | Part::Eof => return Err(unexpected_answer()),
+            }
+        }
     }
 
     /// Follows the operation to its end.
@@ -319,6 +353,44 @@ impl Operation {
                 Part::Event(event) => observe(&event),
                 Part::Data(_) | Part::Eof => return Err(unexpected_answer()),
             }
+        }
+    }
+}
+
+async fn next_frame(
+    reader: &mut FrameReader<OwnedReadHalf>,
+    first: &mut Option<Frame>,
+) -> Result<Frame, WireError> {
+    if let Some(frame) = first.take() {
+        return Ok(frame);
+    }
+    let ended = "bangerd closed the connection before it was done";
+    match reader.next().await {
+        Ok(Some(frame)) => Ok(frame),
+        Ok(None) => Err(WireError::new(ErrorCode::Failed, ended).hinted("see `banger daemon logs`")),
+        Err(error) => {
+            Err(failed("lost the connection to bangerd", &error).hinted("see `banger daemon logs`"))
+        }
+    }
+}
+
+/// Cancel-safe.
+async fn next_part(
+    reader: &mut FrameReader<OwnedReadHalf>,
+    first: &mut Option<Frame>,
+) -> Result<Part, WireError> {
+    loop {
+        let frame = next_frame(reader, first).await?;
+        match frame.kind {
+            Kind::Message => {
+                let event = frame.parse();
+                return event
+                    .map(Part::Event)
+                    .map_err(|error| failed("could not understand bangerd", &error));
+            }
+            Kind::Data => return Ok(Part::Data(frame.payload)),
+            Kind::Eof => return Ok(Part::Eof),
+            Kind::Credit | Kind::Close => {}
         }
     }
 }

@@ -5,6 +5,7 @@ use crate::progress::Progress;
 use crate::signals::Signals;
 use crate::stop::Stop;
 use crate::ui::Ui;
+use crate::upload::Archive;
 use banger_wire::daemon::{Event, Outcome, Request};
 
 /// Takes the expected variant out of an outcome.
@@ -51,6 +52,19 @@ impl Context {
         let mut progress = Progress::new(&self.ui);
         let mut observe = |event: &Event| progress.observe(event);
         let result = self.signals.unless(async { Ok(self.client.ask(request, &mut observe).await?) }).await;
+        progress.finish();
+        result
+    }
+
+    /// Like [`Context::follow`], with a file that follows the request.
+    ///
+    /// # Errors
+    /// The daemon's own, those of the connection and of the file, and the signal.
+    pub(crate) async fn send(&mut self, request: Request, file: Archive) -> Result<Outcome, Stop> {
+        let mut progress = Progress::new(&self.ui);
+        let mut observe = |event: &Event| progress.observe(event);
+        let sending = async { Ok(self.client.send(request, file, &mut observe).await?) };
+        let result = self.signals.unless(sending).await;
         progress.finish();
         result
     }

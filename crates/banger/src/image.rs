@@ -5,14 +5,23 @@ use crate::context::{Context, expect_outcome};
 use crate::stop::Ended;
 use crate::table::{Table, render_pairs};
 use crate::text::{age, bytes, date, now};
+use crate::upload::{Archive, Local, local};
 use crate::vm::each;
 use banger_wire::daemon::{ImageView, Request};
-use banger_wire::names::VmName;
+use banger_wire::names::{ImageName, VmName};
+use std::path::Path;
 
 /// Runs `banger image …`.
 pub(crate) async fn dispatch(context: &mut Context, command: ImageCommand) -> Ended {
     match command {
         ImageCommand::Pull { reference, name, kernel_ref, json } => {
+            let reference = match local(&reference)? {
+                Some(Local::Archive(file, wanted)) => {
+                    return load(context, &file, wanted, name, json).await;
+                }
+                Some(Local::Layout(reference)) => reference,
+                None => reference,
+            };
             let request = Request::ImagePull { reference, name, kernel: kernel_ref };
             let outcome = context.follow(request).await?;
             let image = expect_outcome!(outcome, Image)?;
@@ -22,6 +31,7 @@ pub(crate) async fn dispatch(context: &mut Context, command: ImageCommand) -> En
                 context.ui.data(&format!("pulled {}\n", image.name))?;
             }
         }
+        ImageCommand::Load { input, name, json } => return load(context, &input, None, name, json).await,
         ImageCommand::List(args) => {
             let outcome = context.ask(Request::ImageList).await?;
             let images = expect_outcome!(outcome, Images)?;
@@ -43,6 +53,26 @@ pub(crate) async fn dispatch(context: &mut Context, command: ImageCommand) -> En
         ImageCommand::Delete { images } => {
             return each(context, images, "deleted", |image| Request::ImageDelete { image }).await;
         }
+    }
+    Ok(0)
+}
+
+async fn load(
+    context: &mut Context,
+    input: &Path,
+    reference: Option<String>,
+    name: Option<ImageName>,
+    json: bool,
+) -> Ended {
+    let archive = Archive::open(input)?;
+    let (label, size) = (archive.label.clone(), archive.size);
+    let outcome = context.send(Request::ImageLoad { label, size, reference, name }, archive).await?;
+    let images = expect_outcome!(outcome, Images)?;
+    if json {
+        context.ui.json(&images)?;
+    } else {
+        let told: String = images.iter().map(|image| format!("loaded {}\n", image.name)).collect();
+        context.ui.data(&told)?;
     }
     Ok(0)
 }

@@ -1,4 +1,4 @@
-//! Starting the daemon: the one place of this program where a process is made.
+//! Starting the daemon: the one place of this program where a process is made, besides git's in `workspace`.
 //!
 //! `bangerd` must outlive the terminal, so it gets a session of its own. A process can't get that from its parent
 //! without code between fork and exec, so banger starts itself once more, and that process

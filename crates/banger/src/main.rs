@@ -26,7 +26,9 @@ mod table;
 mod terminal;
 mod text;
 mod ui;
+mod upload;
 mod vm;
+mod workspace;
 
 use args::{Cli, Command, DaemonCommand};
 use clap::Parser as _;

@@ -8,6 +8,7 @@ use crate::session::{self, SessionPlan};
 use crate::stop::{Ended, Stop, invalid};
 use crate::terminal;
 use crate::text::escape;
+use crate::upload::{Local, local};
 use crate::vm::state_word;
 use banger_wire::bytes::ByteString;
 use banger_wire::daemon::{Event, Outcome, Request, StartedVm, VmSpec, VmState, VmView, Wait};
@@ -18,6 +19,14 @@ use std::path::{Path, PathBuf};
 
 /// Runs `banger vm run`.
 pub(crate) async fn run(context: &mut Context, args: RunArgs) -> Ended {
+    if args.dry_run
+        && let Some(path) = args.path.as_deref().filter(|path| path.exists())
+    {
+        if args.json {
+            return Err(invalid("the list of a checkout's files can't be printed as JSON yet").into());
+        }
+        return dry_run_workspace(context, path);
+    }
     check(&args)?;
     let default_wait = if args.command.is_empty() { Wait::Boot } else { Wait::Agent };
     let spec = vm_spec(args.spec, args.rm, default_wait)?;
@@ -82,6 +91,22 @@ pub(crate) async fn exec(context: &mut Context, args: ExecArgs) -> Ended {
     session::run(plan, &mut context.signals).await
 }
 
+/// Lists what would travel; needs no daemon. The list is for people, so names are escaped.
+fn dry_run_workspace(context: &Context, path: &Path) -> Ended {
+    let plan = crate::workspace::plan(path)?;
+    for name in &plan.held_back {
+        context.ui.warning(&format!("`{}` looks like a secret and stays behind", name.display()));
+    }
+    let mut text = String::new();
+    for (mode, len, name) in &plan.files {
+        text.push_str(&format!("{mode:06o} {len:>10} {}\n", escape(&name.to_string_lossy())));
+    }
+    let total: u64 = plan.files.iter().map(|file| file.1).sum();
+    text.push_str(&format!("{} files, {total} bytes\n", plan.files.len()));
+    context.ui.data(&text)?;
+    Ok(0)
+}
+
 /// Refuses what can be refused before anything is made.
 fn check(args: &RunArgs) -> Result<(), WireError> {
     if args.detach && args.rm {
@@ -113,7 +138,7 @@ fn vm_spec(args: SpecArgs, rm: bool, default_wait: Wait) -> Result<VmSpec, WireE
     Ok(VmSpec {
         env: env::collect(&args.env_file, &args.env)?,
         name: args.name,
-        image: args.image,
+        image: args.image.map(local_image).transpose()?,
         kernel: args.kernel_ref,
         vcpu: args.vcpu,
         memory: args.memory,
@@ -123,6 +148,19 @@ fn vm_spec(args: SpecArgs, rm: bool, default_wait: Wait) -> Result<VmSpec, WireE
         rm,
         wait: args.wait.map_or(default_wait, Into::into),
     })
+}
+
+/// Makes the path of an image in a directory absolute: the daemon is somewhere else.
+fn local_image(image: String) -> Result<String, WireError> {
+    match local(&image)? {
+        Some(Local::Layout(reference)) => Ok(reference),
+        Some(Local::Archive(..)) => {
+            let shown = escape(&image);
+            Err(invalid(format!("`{shown}` has to be loaded first"))
+                .hinted(format!("use `banger image pull {shown} --name NAME`, then `--image NAME`")))
+        }
+        None => Ok(image),
+    }
 }
 
 /// A shell gets a terminal where there is one; a command only when asked, so that its streams stay apart.

@@ -6,6 +6,7 @@
 use crate::config::Config;
 use crate::doctor::leftovers;
 use crate::lifecycle::lost;
+use crate::load::SPOOL_PREFIX;
 use crate::paths::Paths;
 use crate::plan::{DISK_FILE, SOCKET_FILE};
 use crate::programs::{self, Vmm};
@@ -94,6 +95,12 @@ impl Daemon {
             leftovers::remove(&leftover).await?;
         }
         let rows = self.store.vms()?;
+        // Archives that were being loaded; in the cache is nothing that anybody would miss.
+        for entry in std::fs::read_dir(&self.paths.cache)?.flatten() {
+            if entry.file_name().to_string_lossy().starts_with(SPOOL_PREFIX) {
+                std::fs::remove_dir_all(entry.path()).context("remove what a crash left")?;
+            }
+        }
         for row in rows {
             let dir = self.paths.vm(row.id.as_str());
             if vmsock::is_alive(&dir) {

@@ -5,6 +5,7 @@ mod daemon;
 mod doctor;
 mod initramfs;
 mod lifecycle;
+mod load;
 mod net;
 mod paths;
 mod plan;

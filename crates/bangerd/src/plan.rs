@@ -53,6 +53,23 @@ pub(crate) struct VmPlan {
     pub(crate) lease: bool,
     /// How long the agent may stay silent before the boot counts as failed, in milliseconds.
     pub(crate) boot_timeout_ms: u64,
+    /// What does not confine the vm's processes. The daemon leaves nothing out; tests do, to see what a layer is good for.
+    #[serde(default)]
+    pub(crate) without: Vec<Layer>,
+}
+
+/// Something that confines the VMM, and to a lesser extent the supervisor, besides namespaces and the private root.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Layer {
+    /// It has none, and no program it starts can get any.
+    Capabilities,
+    /// It reaches the files of its machine only, and no process or abstract socket outside.
+    Landlock,
+    /// It can't make certain system calls.
+    Seccomp,
+    /// Memory, descriptors, processes, lengths of files.
+    Limits,
 }
 
 /// A bind mount into the supervisor's root.
@@ -156,5 +173,6 @@ pub(crate) fn plan(inputs: Inputs<'_>) -> VmPlan {
         net,
         lease: row.rm,
         boot_timeout_ms: BOOT_TIMEOUT_MS,
+        without: Vec::new(),
     }
 }

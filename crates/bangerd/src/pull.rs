@@ -2,6 +2,7 @@
 
 use crate::config::Config;
 use crate::daemon::{Daemon, now};
+use crate::load::LAYOUT_PREFIX;
 use crate::plan::{DISK_FILE, Inputs};
 use crate::store::{ImageRow, KernelRow, VmRow};
 use crate::{initramfs, plan, vmsock};
@@ -101,8 +102,11 @@ impl Daemon {
         if let Some(at) = rows.iter().position(|row| row.name == text) {
             return Ok(Some(rows.swap_remove(at)));
         }
-        let Ok(reference) = text.parse::<Reference>() else { return Ok(None) };
-        let source = reference.to_string();
+        let source = match text.parse::<Reference>() {
+            Ok(reference) => reference.to_string(),
+            Err(_) if text.starts_with(LAYOUT_PREFIX) => text.to_owned(),
+            Err(_) => return Ok(None),
+        };
         // An image of a recipe has a source that is no reference.
         Ok(rows.into_iter().find(|row| row.source == source))
     }
@@ -146,6 +150,9 @@ impl Daemon {
         let _ = events.send(Event::Step { label: format!("pull image {text}") });
         if let Some(recipe) = image::recipe(text) {
             return self.pull_recipe(&recipe, name.map_or(text, ImageName::as_str), kernel, events).await;
+        }
+        if text.starts_with(LAYOUT_PREFIX) {
+            return self.pull_layout(text, name, events).await;
         }
         let reference: Reference = text.parse().map_err(|error| {
             WireError::from_error(ErrorCode::Invalid, &error)
@@ -242,7 +249,7 @@ impl Daemon {
     ///
     /// # Errors
     /// When it is another one and vms use it: their changes would be those of a different image.
-    fn unchanged(&self, name: &str, digest: &str) -> anyhow::Result<Option<ImageRow>> {
+    pub(crate) fn unchanged(&self, name: &str, digest: &str) -> anyhow::Result<Option<ImageRow>> {
         let Some(row) = self.store.images()?.into_iter().find(|row| row.name == name) else {
             return Ok(None);
         };
@@ -265,7 +272,11 @@ impl Daemon {
             .into())
     }
 
-    fn publish_image(&self, staging: tempfile::TempDir, row: ImageRow) -> anyhow::Result<ImageRow> {
+    pub(crate) fn publish_image(
+        &self,
+        staging: tempfile::TempDir,
+        row: ImageRow,
+    ) -> anyhow::Result<ImageRow> {
         open_to_vms(staging.path())?;
         publish(staging, &self.paths.image(&row.name))?;
         self.store.insert_image(&row)?;
@@ -437,7 +448,7 @@ fn docker_config_dir() -> Option<PathBuf> {
 
 /// Makes a name for the store of a reference: `docker.io/library/debian:12` is `debian_12`. The underscore keeps it apart
 /// from the names of recipes.
-fn image_name(source: &str, stored: &[ImageRow]) -> String {
+pub(crate) fn image_name(source: &str, stored: &[ImageRow]) -> String {
     let short = source.strip_prefix("docker.io/").unwrap_or(source);
     let short = short.strip_prefix("library/").unwrap_or(short);
     let (path, version) = match short.rsplit_once('@').or_else(|| short.rsplit_once(':')) {
@@ -460,7 +471,7 @@ fn image_name(source: &str, stored: &[ImageRow]) -> String {
 }
 
 /// A directory beside the final ones; its name can't be one of theirs.
-fn staging(parent: &Path) -> anyhow::Result<tempfile::TempDir> {
+pub(crate) fn staging(parent: &Path) -> anyhow::Result<tempfile::TempDir> {
     tempfile::Builder::new().prefix(".new-").tempdir_in(parent).context("make a directory in the store")
 }
 

@@ -1,6 +1,7 @@
 //! The daemon's socket: one connection, one request.
 
 use crate::daemon::Daemon;
+use crate::load::{Load, Upload};
 use crate::paths::Paths;
 use crate::plan::CONSOLE_FILE;
 use crate::store::VmRow;
@@ -9,7 +10,7 @@ use anyhow::Context as _;
 use banger_wire::BUILD;
 use banger_wire::daemon::{Call, DaemonView, Event, ImageView, Outcome, Request, VmState, VmView};
 use banger_wire::error::{ErrorCode, WireError};
-use banger_wire::frame::{Frame, MESSAGE_LEN_MAX};
+use banger_wire::frame::{Frame, Kind, MESSAGE_LEN_MAX};
 use banger_wire::stream::{FrameReader, FrameWriter};
 use banger_wire::vm::VmRequest;
 use rustix::fs::FlockOperation;
@@ -19,7 +20,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, channel, unbounded_channel};
 
 /// How often a followed console is looked at.
 const FOLLOW_EVERY: Duration = Duration::from_millis(100);
@@ -27,6 +28,9 @@ const FOLLOW_EVERY: Duration = Duration::from_millis(100);
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 /// Bytes of console in one frame.
 const LOG_CHUNK: usize = 32 * 1024;
+
+/// Pieces of a file that a client sends, of at most 64 KiB, that wait for their reader.
+const UPLOAD_PIECES: usize = 8;
 
 /// Runs the daemon. What it has to say to whoever started it goes to `ready`, which is then closed.
 pub(crate) fn run(ready: Option<File>) -> anyhow::Result<()> {
@@ -177,12 +181,26 @@ async fn operate(
     let (events, queue) = unbounded_channel();
     let writing = tokio::spawn(write_events(writer, queue));
     let made: Made = Arc::default();
-    let operation = perform(daemon.clone(), request, events.clone(), made.clone());
+    let (input, upload) = channel(UPLOAD_PIECES);
+    let operation = perform(daemon.clone(), request, upload, events.clone(), made.clone());
     tokio::pin!(operation);
+    // What the client sent of a file, until there is room for it; more is not read meanwhile.
+    let mut waiting = None;
     let result = loop {
         tokio::select! {
             result = &mut operation => break Some(result),
-            frame = reader.next() => if !matches!(frame, Ok(Some(_))) { break None },
+            frame = reader.next(), if waiting.is_none() => match frame {
+                Ok(Some(Frame { kind: Kind::Data, payload, .. })) => waiting = Some(Some(payload)),
+                Ok(Some(Frame { kind: Kind::Eof, .. })) => waiting = Some(None),
+                Ok(Some(_)) => {}
+                _ => break None,
+            },
+            room = input.reserve(), if waiting.is_some() => {
+                // Without a receiver nobody wants it.
+                if let (Some(piece), Ok(room)) = (waiting.take(), room) {
+                    room.send(piece);
+                }
+            }
         }
     };
     let Some(result) = result else {
@@ -214,6 +232,7 @@ type Made = Arc<Mutex<Option<VmRow>>>;
 async fn perform(
     daemon: Arc<Daemon>,
     request: Request,
+    upload: Upload,
     events: UnboundedSender<Event>,
     made: Made,
 ) -> anyhow::Result<Outcome> {
@@ -262,6 +281,12 @@ async fn perform(
         Request::DaemonStop => {
             daemon.stop.notify_one();
             Ok(Outcome::Done)
+        }
+        Request::ImageLoad { label, size, reference, name } => {
+            let load = Load { label, size, wanted: reference, name };
+            let rows = daemon.load(load, upload, &events).await?;
+            let views = rows.iter().map(|row| find_image(&daemon, &row.name));
+            Ok(Outcome::Images(views.collect::<Result<_, _>>()?))
         }
         parts => perform_parts(&daemon, parts, &events).await,
     }

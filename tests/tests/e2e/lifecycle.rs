@@ -111,7 +111,8 @@ fn root_is_nobody_in_its_vms() {
             assert!(!uid.split('\t').any(|uid| uid == "0"), "{line} has uids {uid}");
         }
     }
-    assert_eq!(seen, 1, "one supervisor");
+    // Where there is a pasta, the process that starts it is the second.
+    assert!((1..=2).contains(&seen), "{seen} supervisors");
     owner.ok(["exec", "r", "--", "true"]);
     owner.ok(["vm", "delete", "-f", "r"]);
     owner.assert_nothing_left();

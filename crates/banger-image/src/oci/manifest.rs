@@ -3,6 +3,7 @@
 //! Only what an image's files and its start need is read; unknown fields are left alone. Docker's schema 2 and OCI have
 //! the same shape and differ in the names of their types.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
@@ -181,6 +182,9 @@ pub(crate) struct Descriptor {
     pub(crate) size: u64,
     #[serde(default)]
     platform: Option<Platform>,
+    /// Remarks; in a layout's index the name of the image is one.
+    #[serde(default)]
+    pub(crate) annotations: Option<BTreeMap<String, String>>,
 }
 
 /// A manifest or an index.

@@ -28,7 +28,7 @@ use crate::rootfs::RootfsSummary;
 /// Blobs downloaded at a time, as docker does.
 const PARALLEL: usize = 4;
 /// Indexes followed; one is usual, and its digest rules out a circle.
-const INDEXES_MAX: usize = 4;
+pub(super) const INDEXES_MAX: usize = 4;
 /// How often progress is reported.
 const TICK: Duration = Duration::from_millis(100);
 
@@ -284,7 +284,7 @@ async fn load_config(
 }
 
 /// Removes a file that was not finished, also after a panic.
-struct Unfinished(Option<PathBuf>);
+pub(super) struct Unfinished(pub(super) Option<PathBuf>);
 
 impl Drop for Unfinished {
     fn drop(&mut self) {

@@ -26,7 +26,7 @@ const CHUNK: usize = 256 << 10;
 /// Chunks on the way: 4 MiB, enough to keep both ends busy through a burst of small files.
 const CHUNKS: usize = 16;
 /// Bytes read from a file at once.
-const FILE_BUFFER: usize = 128 << 10;
+pub(super) const FILE_BUFFER: usize = 128 << 10;
 /// The largest zstd window accepted, as a power of two: what `zstd --ultra -22` writes.
 const ZSTD_WINDOW_LOG_MAX: u32 = 27;
 
@@ -157,8 +157,8 @@ fn fill(reader: &mut dyn Read, chunk: &mut [u8]) -> io::Result<usize> {
     Ok(got)
 }
 
-/// Finds out how a layer is compressed.
-fn open<'a, R: Read + 'a>(mut file: BufReader<R>) -> Result<Box<dyn Read + 'a>, StreamError> {
+/// Finds out how a layer, or an archive of layers, is compressed.
+pub(super) fn open<'a, R: Read + 'a>(mut file: BufReader<R>) -> Result<Box<dyn Read + 'a>, StreamError> {
     use std::io::BufRead as _;
     let start = file.fill_buf().map_err(StreamError::File)?;
     let is_zstd_skippable = start.len() >= 4 && start[0] & 0xf0 == 0x50 && start[1..4] == [0x2a, 0x4d, 0x18];

@@ -9,6 +9,7 @@
 
 mod archive;
 mod layers;
+mod local;
 mod model;
 mod pull;
 mod readback;

@@ -27,11 +27,12 @@ const PROCESSES_GOOD: u64 = 512;
 const NAMESPACES_GOOD: u64 = 64;
 
 /// All of them, in the order they are told.
-pub(crate) const ALL: [fn(&Facts) -> Check; 17] = [
+pub(crate) const ALL: [fn(&Facts) -> Check; 18] = [
     machine,
     config,
     kvm,
     namespaces,
+    confinement,
     limits,
     qemu,
     firecracker,
@@ -106,6 +107,17 @@ fn kvm(facts: &Facts) -> Check {
                 None => format!("sudo setfacl -m u:{user}:rw {device}   # until the next boot"),
             };
             warn("kvm", format!("`{device}` can't be opened: {cause}; {slow}"), hint)
+        }
+    }
+}
+
+fn confinement(facts: &Facts) -> Check {
+    match &facts.confinement {
+        (true, detail) => pass("confinement", detail.clone()),
+        (false, detail) => {
+            let hint =
+                "boot a kernel with Landlock, and name it in the kernel's `lsm=` option if there is one";
+            warn("confinement", detail.clone(), hint)
         }
     }
 }

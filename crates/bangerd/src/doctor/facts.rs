@@ -11,6 +11,7 @@ use crate::daemon::{DEFAULT_IMAGE, DEFAULT_KERNEL, Daemon};
 use crate::net::pasta::PastaPlan;
 use crate::net::{self, host, nft};
 use crate::programs::{self, Vmm};
+use crate::supervise::confine;
 use rustix::fs::StatVfsMountFlags;
 use rustix::process::{Resource, getrlimit};
 use std::collections::BTreeMap;
@@ -45,6 +46,8 @@ pub(crate) struct Facts {
     /// Why the system forbids them, where it says so.
     pub(crate) restriction: Restriction,
     pub(crate) namespace_limits: BTreeMap<String, u64>,
+    /// Whether this kernel confines as much as banger can ask for, and what of it there is.
+    pub(crate) confinement: (bool, String),
     pub(crate) tun: Device,
     pub(crate) pasta: Option<Pasta>,
     pub(crate) nft: Option<Result<PathBuf, String>>,
@@ -140,6 +143,7 @@ pub(crate) fn gather(daemon: &Daemon) -> Facts {
         namespaces: namespaces::try_out(),
         restriction: restriction(),
         namespace_limits: namespace_limits(),
+        confinement: confine::summary(),
         tun: tun(),
         pasta: net::program("pasta").map(|program| {
             let plan = PastaPlan::probe(program);

@@ -23,6 +23,7 @@ fn healthy() -> Facts {
         namespaces: Ok(()),
         restriction: Restriction::None,
         namespace_limits: [("max_user_namespaces".to_owned(), 30_000)].into(),
+        confinement: (true, "Landlock 6, seccomp; memory and files of a VMM are limited".to_owned()),
         tun: Device::Usable,
         pasta: Some(Pasta { path: "/usr/bin/pasta".into(), version: "pasta 1".to_owned(), is_usable: true }),
         nft: Some(Ok("/usr/sbin/nft".into())),
@@ -68,7 +69,7 @@ type Break = fn(&mut Facts);
 
 #[test]
 fn each_problem_with_the_command_that_mends_it() {
-    let problems: [(&str, Break); 33] = [
+    let problems: [(&str, Break); 34] = [
         ("another processor", |facts| facts.arch = "riscv64".to_owned()),
         ("a config with a mistake", |facts| {
             facts.config = Err("the config `~/config.toml` can't be used: line 1".to_owned());
@@ -98,6 +99,9 @@ fn each_problem_with_the_command_that_mends_it() {
         ("unshare refused by seccomp", |facts| {
             facts.namespaces = Err("make namespaces: Operation not permitted (os error 1)".to_owned());
             facts.nft = Some(Err("start `nft`: Operation not permitted (os error 1)".to_owned()));
+        }),
+        ("no Landlock", |facts| {
+            facts.confinement = (false, "this kernel has no Landlock".to_owned());
         }),
         ("few namespaces", |facts| {
             facts.namespace_limits.insert("max_net_namespaces".to_owned(), 10);

@@ -5,16 +5,21 @@
 
 use super::net::{Child, NetThread};
 use anyhow::Context as _;
+use banger_sys::confine::Confinement;
 use banger_sys::namespace;
 use banger_vmm::Launch;
 use std::os::fd::{OwnedFd, RawFd};
 use std::process::Stdio;
 
-/// Starts the VMM with the descriptors it keeps. The console and the VMM's own messages come out of the returned pipe, in one stream that
-/// is kept within bounds: a guest can make a VMM complain without end.
+/// Heaps that the VMM's threads share.
+const ARENAS: &str = "8";
+
+/// Starts the VMM with the descriptors it keeps. The console and the VMM's own messages come out of the returned pipe, in
+/// one stream that is kept within bounds: a guest can make a VMM complain without end.
 pub(crate) async fn start(
     launch: &Launch,
     keep: Vec<RawFd>,
+    confinement: Confinement,
     thread: &NetThread,
 ) -> anyhow::Result<(Child, OwnedFd)> {
     let (program, args) = (launch.program.clone(), launch.args.clone());
@@ -22,8 +27,12 @@ pub(crate) async fn start(
     let spawn = move || {
         let mut command = banger_sys::child::command(program.as_os_str());
         command.args(&args).env_clear().env("PATH", "/usr/bin:/bin");
+        // By default the C library reserves 64 MiB for nearly every thread, which its memory limit would count.
+        command.env("MALLOC_ARENA_MAX", ARENAS);
         command.stdin(Stdio::null()).stdout(input.try_clone()?).stderr(input);
         namespace::untrusted(&mut command, keep);
+        // After it: a session, and the signal at its parent's end, are made with calls that may be denied afterwards.
+        confinement.on_exec(&mut command);
         command.spawn().with_context(|| format!("start `{}`", program.display()))
     };
     Ok((Child::new(thread.run(spawn).await??)?, output.into()))

@@ -2,15 +2,17 @@
 //!
 //! ```text
 //! owner's process      reads the plan, locks the disk, unshares user, mount, pid, ipc and uts namespaces, splits, ends
-//!   process 1 of them  private root ([`root`]), then everything else
+//!   process 1 of them  private root ([`root`]), network, gives up what it needs no more ([`confine`]), everything else
 //!     thread "net"     the vm's network namespace ([`net`]); starts the VMM there ([`machine`])
-//!     child pasta      the host's network namespace, joined to the vm's
+//!     process 2        not confined; starts pasta ([`net::starter`])
+//!       child pasta    the host's network namespace, joined to the vm's
 //! ```
 //!
 //! The lock on the disk is the vm's liveness: it goes with the last process that holds it, whatever the reason. When
 //! process 1 ends, the kernel ends the rest. What happened is in `end.json`, written as the last act.
 
 mod client;
+pub(crate) mod confine;
 mod console;
 mod link;
 mod machine;
@@ -23,6 +25,7 @@ use crate::plan::{DISK_FILE, END_FILE, PLAN_FILE, VmPlan};
 use anyhow::{Context as _, bail};
 use banger_sys::namespace;
 use banger_wire::vm::{EndReason, VmEnd};
+use net::starter::{self, Split, Starter};
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::thread::UnshareFlags;
 use std::fs::File;
@@ -61,11 +64,15 @@ pub(crate) fn run(dir: &Path) -> anyhow::Result<()> {
     if namespace::fork().context("start process 1 of the vm")?.is_some() {
         return Ok(());
     }
-    let ended = supervise(&plan, disk.as_raw_fd());
-    let end = ended.unwrap_or_else(|error| {
-        let causes: Vec<String> = error.chain().map(ToString::to_string).collect();
-        VmEnd { reason: EndReason::Failed, detail: causes.join(": ") }
-    });
+    let end = match supervise(&plan, disk.as_raw_fd()) {
+        Ok(Some(end)) => end,
+        // This was the process that starts `pasta`.
+        Ok(None) => return Ok(()),
+        Err(error) => {
+            let causes: Vec<String> = error.chain().map(ToString::to_string).collect();
+            VmEnd { reason: EndReason::Failed, detail: causes.join(": ") }
+        }
+    };
     save_end(&end).context("write how the vm ended")?;
     drop(disk);
     Ok(())
@@ -84,15 +91,23 @@ fn lock(disk: &OwnedFd) -> rustix::io::Result<()> {
     }
 }
 
-fn supervise(plan: &VmPlan, disk: RawFd) -> anyhow::Result<VmEnd> {
+fn supervise(plan: &VmPlan, disk: RawFd) -> anyhow::Result<Option<VmEnd>> {
     if plan.run_as.is_some() {
         root::mount_proc().context("mount /proc")?;
     } else {
         root::enter(plan, root::Proc::Own).context("build the vm's private root")?;
     }
     rustix::process::umask(Mode::from_raw_mode(0o077));
+    let starter = match starter::split(plan.net.pasta.as_ref())? {
+        Split::First(socket) => socket,
+        Split::Other => return Ok(None),
+    };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    tokio::task::LocalSet::new().block_on(&runtime, vm::run(plan, disk))
+    let run = async {
+        let starter = starter.map(Starter::new).transpose().context("reach what starts `pasta`")?;
+        vm::run(plan, disk, starter).await
+    };
+    tokio::task::LocalSet::new().block_on(&runtime, run).map(Some)
 }
 
 /// Visible whole or not at all.

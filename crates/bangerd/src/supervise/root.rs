@@ -13,9 +13,9 @@ use std::path::{Path, PathBuf};
 /// The vm's directory, writable.
 pub(crate) const VM_DIR: &str = "/vm";
 /// Where the system's programs and libraries are; links among them are copied as links.
-const SYSTEM: [&str; 7] = ["/usr", "/bin", "/sbin", "/lib", "/lib64", "/lib32", "/libx32"];
+pub(crate) const SYSTEM: [&str; 7] = ["/usr", "/bin", "/sbin", "/lib", "/lib64", "/lib32", "/libx32"];
 /// Single files the programs read.
-const SYSTEM_FILES: [&str; 4] =
+pub(crate) const SYSTEM_FILES: [&str; 4] =
     ["/etc/ld.so.cache", "/etc/resolv.conf", "/etc/alternatives", "/etc/protocols"];
 const DEVICES: [&str; 7] =
     ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/net/tun", "/dev/kvm"];

@@ -3,8 +3,9 @@
 use super::console::Console;
 use super::link::Link;
 use super::monitor::Monitor;
+use super::net::starter::Starter;
 use super::net::{Child, Network, State};
-use super::{client, machine, root};
+use super::{client, confine, machine, root};
 use crate::plan::{CONSOLE_FILE, SOCKET_FILE, VmPlan};
 use anyhow::Context as _;
 use banger_vmm::qmp::Event;
@@ -62,7 +63,7 @@ enum Outcome {
 
 /// Boots the vm and stays until it has ended. The VMM keeps `disk`, and with it the lock: as long as it could write, the
 /// disk is in use.
-pub(crate) async fn run(plan: &VmPlan, disk: RawFd) -> anyhow::Result<VmEnd> {
+pub(crate) async fn run(plan: &VmPlan, disk: RawFd, starter: Option<Starter>) -> anyhow::Result<VmEnd> {
     let started = Instant::now();
     let (orders, mut order_queue) = mpsc::channel(16);
     let status = VmStatus {
@@ -86,7 +87,8 @@ pub(crate) async fn run(plan: &VmPlan, disk: RawFd) -> anyhow::Result<VmEnd> {
     let _ = std::fs::remove_file(&socket);
     let listener = UnixListener::bind(&socket).context("listen on the vm's socket")?;
     tokio::task::spawn_local(client::serve(listener, shared.clone()));
-    let network = Network::create(&plan.net).await?;
+    let network = Network::create(&plan.net, starter).await?;
+    confine::supervisor(plan, &network.thread).await?;
     let mut life = Life {
         plan,
         disk,
@@ -143,7 +145,8 @@ impl Life<'_> {
     async fn boot(&mut self, orders: &mut mpsc::Receiver<Order>) -> anyhow::Result<Outcome> {
         let launch = banger_vmm::qemu::launch(&self.network.machine(&self.plan.machine));
         let keep = self.network.tap().into_iter().chain([self.disk]).collect();
-        let (mut vmm, output) = machine::start(&launch, keep, &self.network.thread).await?;
+        let confinement = confine::vmm(self.plan)?;
+        let (mut vmm, output) = machine::start(&launch, keep, confinement, &self.network.thread).await?;
         self.shared.status.send_modify(|status| {
             status.phase = Phase::Booting;
             status.vmm_pid = Some(vmm.pid());

@@ -11,21 +11,22 @@
 
 mod dns;
 mod resolver;
+pub(crate) mod starter;
 mod thread;
 
 use crate::net::pasta::NETNS_FILE;
 use crate::net::policy::Policy;
 use crate::net::{GATEWAY, GATEWAY_MAC, GUEST_MAC, NetPlan, PREFIX_LEN, TAP, host, nft};
 use anyhow::{Context as _, bail};
-use banger_sys::namespace::{self, Capability};
+use banger_sys::namespace;
 use banger_sys::netif::{self, Inet4};
 use banger_sys::netlink;
 use banger_vmm::{MachinePlan, NetDevice};
 use banger_wire::daemon::NetMode;
+use starter::Starter;
 use std::cell::RefCell;
 use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
 use std::path::Path;
-use std::process::Stdio;
 use std::rc::Rc;
 use std::time::Duration;
 use thread::readable;
@@ -44,6 +45,8 @@ pub(crate) struct Network {
     /// Runs things within the namespace.
     pub(crate) thread: Rc<NetThread>,
     tap: Option<OwnedFd>,
+    /// Until the network is raised.
+    starter: Option<Starter>,
     raising: bool,
     state: watch::Sender<State>,
 }
@@ -62,7 +65,7 @@ impl Network {
     ///
     /// # Errors
     /// When there can be no namespace. A missing link is told by the state instead.
-    pub(crate) async fn create(plan: &NetPlan) -> anyhow::Result<Self> {
+    pub(crate) async fn create(plan: &NetPlan, starter: Option<Starter>) -> anyhow::Result<Self> {
         let thread = NetThread::start().await?;
         let wanted = plan.mode != NetMode::None;
         let made = if wanted { thread.run(create_link).await?.map(Some) } else { Ok(None) };
@@ -75,6 +78,7 @@ impl Network {
             plan: plan.clone(),
             thread: Rc::new(thread),
             tap,
+            starter,
             raising: false,
             state: watch::channel(state).0,
         })
@@ -110,19 +114,23 @@ impl Network {
             return;
         }
         let (plan, thread, state) = (self.plan.clone(), self.thread.clone(), self.state.clone());
+        let starter = self.starter.take();
         tokio::task::spawn_local(async move {
             let warn = |error: &anyhow::Error| {
                 let text = sentence(error);
                 state.send_replace(State { settled: true, warning: Some(text) });
             };
-            let mut raised = match within("the policy", Raised::raise(plan, thread)).await {
+            let mut raised = match within("the policy", Raised::raise(plan, thread, starter)).await {
                 Ok(raised) => raised,
                 Err(error) => return warn(&error),
             };
             loop {
                 match within("`pasta`", raised.open_way()).await {
                     Ok(()) => drop(state.send_replace(State { settled: true, warning: None })),
-                    Err(error) => warn(&error),
+                    Err(error) => {
+                        raised.give_up();
+                        warn(&error);
+                    }
                 }
                 // Returns when it is worth trying again.
                 if let Err(error) = raised.watch(&warn).await {
@@ -176,11 +184,13 @@ struct Raised {
     policy: Rc<RefCell<Policy>>,
     /// Word of changes on the host.
     changes: AsyncFd<netlink::Changes>,
-    pasta: Option<Child>,
+    starter: Option<Starter>,
+    /// pasta has opened the way out.
+    open: bool,
 }
 
 impl Raised {
-    async fn raise(plan: NetPlan, thread: Rc<NetThread>) -> anyhow::Result<Self> {
+    async fn raise(plan: NetPlan, thread: Rc<NetThread>, starter: Option<Starter>) -> anyhow::Result<Self> {
         let Some(nft) = plan.nft.clone() else {
             bail!("`nft` is not installed; install it with `sudo apt-get install nftables`");
         };
@@ -198,45 +208,32 @@ impl Raised {
             .await??;
         let policy = Rc::new(RefCell::new(policy));
         resolver::serve(udp, tcp, policy.clone())?;
-        Ok(Self { plan, thread, nft, policy, changes, pasta: None })
+        Ok(Self { plan, thread, nft, policy, changes, starter, open: false })
     }
 
     /// Starts pasta, unless it runs, and returns when the way out is there.
     async fn open_way(&mut self) -> anyhow::Result<()> {
-        if self.pasta.is_some() {
+        if self.open {
             return Ok(());
         }
-        let args = match &self.plan.pasta {
-            None => bail!("`pasta` is not installed; install it with `sudo apt-get install passt`"),
-            Some(pasta) => pasta.args.as_ref().context("this `pasta` is too old; install a newer `passt`")?,
+        let starter = match (&mut self.starter, &self.plan.pasta) {
+            (Some(starter), _) => starter,
+            (None, None) => bail!("`pasta` is not installed; install it with `sudo apt-get install passt`"),
+            (None, Some(_)) => bail!("this `pasta` is too old; install a newer `passt`"),
         };
         if !host::read()?.has_default_route {
             bail!("the host has no default route");
         }
         let inner = self.thread.run(netlink::Changes::open).await?.context("listen to the vm's namespace")?;
         let inner = readable(inner)?;
-        let program =
-            self.plan.pasta.iter().map(|pasta| pasta.program.as_os_str()).next().unwrap_or_default();
-        let mut command = banger_sys::child::command(program);
-        command
-            .args(args)
-            .env_clear()
-            .env("PATH", "/usr/bin:/bin")
-            .stdin(Stdio::null())
-            .stdout(Stdio::null());
-        namespace::helper(
-            &mut command,
-            &[Capability::NetAdmin, Capability::SysAdmin, Capability::NetBindService],
-        );
-        // Here and not in the vm's namespace: its sockets are the host's.
-        let mut pasta = Child::new(command.spawn().context("start `pasta`")?)?;
+        starter.start().await?;
         loop {
             if self.thread.run(has_way_out).await? {
-                self.pasta = Some(pasta);
+                self.open = true;
                 return Ok(());
             }
             tokio::select! {
-                status = pasta.ended() => bail!("`pasta` ended at once ({})", ending(status)),
+                status = starter.ended() => bail!("`pasta` ended at once ({})", status?),
                 ready = inner.readable() => {
                     let mut ready = ready?;
                     inner.get_ref().drain();
@@ -246,11 +243,18 @@ impl Raised {
         }
     }
 
+    /// Ends a pasta that has not opened the way.
+    fn give_up(&self) {
+        if let Some(starter) = &self.starter {
+            starter.end();
+        }
+    }
+
     /// Keeps the policy up to the host's addresses. Returns when opening the way out may work where it did not.
     async fn watch(&mut self, warn: &dyn Fn(&anyhow::Error)) -> anyhow::Result<()> {
         loop {
             let status = tokio::select! {
-                status = ended(&mut self.pasta) => Some(status),
+                status = ended(self.starter.as_mut().filter(|_| self.open)) => Some(status?),
                 ready = self.changes.readable() => {
                     let mut ready = ready?;
                     tokio::time::sleep(SETTLE).await;
@@ -260,8 +264,8 @@ impl Raised {
                 }
             };
             if let Some(status) = status {
-                self.pasta = None;
-                warn(&anyhow::anyhow!("`pasta` ended ({})", ending(status)));
+                self.open = false;
+                warn(&anyhow::anyhow!("`pasta` ended ({status})"));
                 continue;
             }
             let host = host::read()?;
@@ -271,22 +275,18 @@ impl Raised {
                 self.thread.run(move || nft::apply(&program, &text)).await??;
                 *self.policy.borrow_mut() = policy;
             }
-            if self.pasta.is_none() && host.has_default_route {
+            if !self.open && host.has_default_route {
                 return Ok(());
             }
         }
     }
 }
 
-async fn ended(child: &mut Option<Child>) -> Option<std::process::ExitStatus> {
-    match child {
-        Some(child) => child.ended().await,
+async fn ended(starter: Option<&mut Starter>) -> anyhow::Result<std::process::ExitStatus> {
+    match starter {
+        Some(starter) => starter.ended().await,
         None => std::future::pending().await,
     }
-}
-
-fn ending(status: Option<std::process::ExitStatus>) -> String {
-    status.map_or_else(|| "for an unknown reason".to_owned(), |status| status.to_string())
 }
 
 /// Whether pasta has configured its interface: its route is the last thing it makes.

@@ -1,0 +1,392 @@
+//! What a VMM that has been taken over can do: a program that tries it all, started by `bangerd supervise` as a vm's VMM.
+//!
+//! Each layer is then left out, and what it prevents succeeds, so that every one of these tests can fail. The same program
+//! is also run as an ordinary process, where it succeeds in what namespaces and private root prevent.
+//!
+//! Needs a C compiler. Under root the vms are an ordinary user's, and in one test root's.
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test")]
+
+use rustix::process::{geteuid, getuid};
+use serde_json::json;
+use std::collections::HashMap;
+use std::fs::{self, Permissions};
+use std::io::Write as _;
+use std::net::TcpListener;
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::fs::{PermissionsExt as _, chown};
+use std::os::unix::net::{SocketAddr, UnixListener};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// An ordinary user without a name, and one of those a daemon of root gives to its vms.
+const ORDINARY_UID: u32 = 54_322;
+const VM_UID: u32 = 1_872_000_001;
+/// Memory of the vm.
+const MEMORY_MIB: u32 = 256;
+const LAYERS: [&str; 4] = ["capabilities", "landlock", "seccomp", "limits"];
+
+/// A machine with things on it that no VMM should get at.
+struct Host {
+    dir: tempfile::TempDir,
+    /// Whoever starts the vm; none is who runs the tests.
+    uid: Option<u32>,
+    tcp: TcpListener,
+    name: String,
+    _unix: UnixListener,
+    /// Open in every process that is started, unless somebody closes it.
+    _open: fs::File,
+    neighbour: Child,
+}
+
+type Found = HashMap<String, String>;
+
+impl Host {
+    /// Makes it, for an ordinary user; or says why not.
+    fn prepare(test: &str) -> Option<Self> {
+        Self::with_uid(test, geteuid().is_root().then_some(ORDINARY_UID))
+    }
+
+    fn with_uid(test: &str, uid: Option<u32>) -> Option<Self> {
+        let dir = tempfile::Builder::new().prefix("banger-test-").tempdir().unwrap();
+        let mut cc = Command::new("cc");
+        cc.args(["-O1", "-pthread", "-o"]).arg(dir.path().join("hostile"));
+        cc.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/confinement/hostile.c"));
+        if !cc.status().is_ok_and(|status| status.success()) {
+            // Not `eprintln!`, which the test harness keeps to itself when a test passes.
+            let _ = writeln!(std::io::stderr(), "skipped: {test}: no C compiler");
+            return None;
+        }
+        // A name of its own for each test, since all are in one network namespace.
+        let name = format!("{}-abstract", dir.path().file_name().unwrap().to_str().unwrap());
+        let address = SocketAddr::from_abstract_name(&name).unwrap();
+        let mut neighbour = Command::new("sleep");
+        neighbour.arg("600");
+        become_user(&mut neighbour, uid);
+        let open = fs::File::open(dir.path()).unwrap();
+        rustix::io::fcntl_setfd(&open, rustix::io::FdFlags::empty()).unwrap();
+        let host = Self {
+            _open: open,
+            uid,
+            tcp: TcpListener::bind("127.0.0.1:0").unwrap(),
+            name,
+            _unix: UnixListener::bind_addr(&address).unwrap(),
+            neighbour: neighbour.spawn().unwrap(),
+            dir,
+        };
+        host.own("", true);
+        for dir in ["home", "state", "state/other"] {
+            fs::create_dir(host.path(dir)).unwrap();
+            host.own(dir, true);
+        }
+        for file in ["home/secret", "state/other/disk.raw"] {
+            fs::write(host.path(file), "secret").unwrap();
+            host.own(file, false);
+        }
+        Some(host)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn own(&self, name: &str, closed: bool) {
+        let path = self.path(name);
+        chown(&path, self.uid, self.uid).unwrap();
+        if closed {
+            fs::set_permissions(&path, Permissions::from_mode(0o700)).unwrap();
+        }
+    }
+
+    /// What the program needs to know, as words of a kernel's command line.
+    fn words(&self) -> Vec<String> {
+        vec![
+            format!("home={}", self.path("home/secret").display()),
+            format!("state={}", self.path("state").display()),
+            format!("other={}", self.path("state/other/disk.raw").display()),
+            format!("pid={}", self.neighbour.id()),
+            format!("port={}", self.tcp.local_addr().unwrap().port()),
+            format!("abstract={}", self.name),
+        ]
+    }
+
+    /// Runs the program as an ordinary process of the vm's user.
+    fn directly(&self) -> Found {
+        let mut command = Command::new(self.path("hostile"));
+        command.args(["-append", &self.words().join(" ")]);
+        become_user(&mut command, self.uid);
+        results(&String::from_utf8(command.output().unwrap().stdout).unwrap())
+    }
+
+    /// Runs the program as the VMM of a vm, without some of the layers; returns what it found and how the vm ended.
+    fn supervised(&self, without: &[&str], words: &[String]) -> Found {
+        let dir = self.make_vm(without, words, None);
+        self.supervise(&dir);
+        results(&fs::read_to_string(dir.join("console.log")).unwrap())
+    }
+
+    /// A vm's directory as the daemon makes it.
+    fn make_vm(&self, without: &[&str], words: &[String], run_as: Option<u32>) -> PathBuf {
+        let dir = tempfile::Builder::new().prefix("vm-").tempdir_in(self.path("state")).unwrap().keep();
+        let disk = fs::File::create(dir.join("disk.raw")).unwrap();
+        disk.set_len(1 << 20).unwrap();
+        let plan = json!({
+            "id": "0123456789ab", "name": "hostile", "dir": dir, "run_as": run_as, "writable": [], "lease": false,
+            "binds": [{ "host": self.path("hostile"), "inside": "/boot/vmm" }],
+            "machine": {
+                "program": "/boot/vmm", "kvm": false, "vcpu": 1, "memory": MEMORY_MIB, "kernel": "/boot/vmlinux",
+                "initrd": "/boot/initramfs", "tsc_khz": null, "cmdline": words, "net": null, "run_dir": "/run",
+                "drives": [{ "path": "/vm/disk.raw", "read_only": false }],
+            },
+            "guest": {
+                "hostname": "hostile", "machine_id": "0", "unix_ns": 0, "entropy": "", "network": null,
+                "init": "auto", "env": [], "workdir": null, "user": null,
+                "drives": { "image": "/dev/vda", "image_fs": "ext4", "disk": "/dev/vdb", "modules": null },
+            },
+            "net": { "mode": "none", "nft": null, "pasta": null },
+            "boot_timeout_ms": 60_000, "without": without,
+        });
+        fs::write(dir.join("plan.json"), plan.to_string()).unwrap();
+        let user = run_as.or(self.uid);
+        // As after an earlier boot, so that the program finds it however fast it starts.
+        fs::write(dir.join("console.log"), "").unwrap();
+        for path in [&dir, &dir.join("disk.raw"), &dir.join("console.log")] {
+            chown(path, user, user).unwrap();
+        }
+        if run_as.is_none() {
+            chown(dir.join("plan.json"), user, user).unwrap();
+        }
+        dir
+    }
+
+    /// Starts a vm; its first process has split off when this returns.
+    fn start(&self, dir: &Path) {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_bangerd"));
+        command.arg("supervise").arg("--dir").arg(dir).stdin(Stdio::null());
+        become_user(&mut command, self.uid);
+        // Not a pipe, whose end would only come with that of the vm.
+        let log = dir.join("supervisor.log");
+        command.stdout(Stdio::null()).stderr(fs::File::create(&log).unwrap());
+        assert!(command.status().unwrap().success(), "{}", fs::read_to_string(&log).unwrap());
+    }
+
+    /// Runs a vm to its end.
+    fn supervise(&self, dir: &Path) {
+        self.start(dir);
+        wait_for("the vm to end", || dir.join("end.json").exists());
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        let _ = self.neighbour.kill();
+        let _ = self.neighbour.wait();
+    }
+}
+
+fn wait_for(what: &str, done: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !done() {
+        assert!(Instant::now() < deadline, "waited for {what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// The processes that were started for a vm, besides its VMM.
+fn supervisors(dir: &Path) -> Vec<u32> {
+    let pids =
+        fs::read_dir("/proc").unwrap().filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok());
+    let is_one = |pid: &u32| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&line).split('\0').any(|word| Path::new(word) == dir)
+    };
+    pids.filter(is_one).collect()
+}
+
+/// One line of `status` for each thread of a process, sorted.
+fn threads(pid: u32, field: &str) -> Vec<String> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let status = tasks.map(|task| fs::read_to_string(task.unwrap().path().join("status")).unwrap());
+    let value = |text: String| {
+        let line = text.lines().find(|line| line.starts_with(field)).unwrap().to_owned();
+        line.split('\t').next_back().unwrap().to_owned()
+    };
+    let mut values: Vec<String> = status.map(value).collect();
+    values.sort();
+    values
+}
+
+fn become_user(command: &mut Command, uid: Option<u32>) {
+    if let Some(uid) = uid {
+        command.uid(uid).gid(uid);
+    }
+}
+
+fn results(text: &str) -> Found {
+    let pairs = text.lines().filter_map(|line| line.trim().split_once('='));
+    let found: Found = pairs.map(|(what, result)| (what.to_owned(), result.to_owned())).collect();
+    assert_eq!(found.get("done").map(String::as_str), Some("ok"), "the program got to its end: {text}");
+    found
+}
+
+/// Asserts that each of these was tried with this result.
+fn expect(found: &Found, result: &str, tries: &[&str]) {
+    let other: Vec<_> =
+        tries.iter().filter(|what| found[**what] != result).map(|what| (what, &found[*what])).collect();
+    assert!(other.is_empty(), "not `{result}`: {other:?}");
+}
+
+/// Asserts that none of these succeeded.
+fn refuse(found: &Found, tries: &[&str]) {
+    let done: Vec<_> = tries.iter().filter(|what| found[**what] == "ok").collect();
+    assert!(done.is_empty(), "succeeded: {done:?}");
+}
+
+fn number(found: &Found, what: &str) -> u32 {
+    found[what].parse().unwrap()
+}
+
+/// What the private root and the namespaces keep out.
+const OUTSIDE: [&str; 8] =
+    ["home", "state", "other-vm", "host-process", "kill-host", "ptrace-host", "loopback", "abstract"];
+/// Files that are in the private root and not the VMM's.
+const NOT_ITS_FILES: [&str; 7] =
+    ["plan", "plan-write", "console", "new-file", "tun", "supervisor-memory", "processes"];
+/// Calls that fail for an ordinary process too, but differently.
+const REFUSED: [&str; 17] = [
+    "mount",
+    "unshare-user",
+    "clone-user",
+    "module",
+    "module-file",
+    "kexec",
+    "bpf",
+    "io_uring",
+    "keyctl",
+    "perf",
+    "userfaultfd",
+    "handles",
+    "setns",
+    "memfd",
+    "shared-memory",
+    "chmod",
+    "read-supervisor",
+];
+
+#[test]
+fn a_vmm_gets_to_what_is_its_own_and_nothing_else() {
+    let Some(host) = Host::prepare("a_vmm_gets_to_what_is_its_own_and_nothing_else") else { return };
+    let found = host.supervised(&[], &host.words());
+    expect(&found, "ok", &["own-disk", "library", "unix", "own-memory"]);
+    refuse(&found, &OUTSIDE);
+    refuse(&found, &["shadow", "root-write", "usr-write", "kill-supervisor", "ptrace-supervisor"]);
+    expect(&found, "EACCES", &NOT_ITS_FILES);
+    expect(&found, "EPERM", &REFUSED);
+    expect(&found, "EPERM", &["supervisor-socket", "inet", "inet6", "netlink", "vsock"]);
+    expect(&found, "ENOSYS", &["clone3"]);
+    expect(&found, "EFBIG", &["grow-disk"]);
+    expect(&found, "ENOMEM", &["memory"]);
+    expect(&found, "0", &["capabilities", "bounding", "forks", "core", "locked"]);
+    expect(&found, "1", &["no-new-privileges"]);
+    // The lock on its disk, and no other descriptor.
+    expect(&found, "1", &["inherited"]);
+    assert!(number(&found, "threads") < 600 && number(&found, "descriptors") < 1024, "{found:?}");
+}
+
+#[test]
+fn without_namespaces_and_root_the_outside_is_there() {
+    let Some(host) = Host::prepare("without_namespaces_and_root_the_outside_is_there") else { return };
+    let found = host.directly();
+    expect(&found, "ok", &OUTSIDE);
+    assert_ne!(found["inherited"], "0");
+}
+
+#[test]
+fn without_all_layers_namespaces_and_root_still_hold() {
+    let Some(host) = Host::prepare("without_all_layers_namespaces_and_root_still_hold") else { return };
+    let found = host.supervised(&LAYERS, &host.words());
+    refuse(&found, &OUTSIDE);
+    refuse(&found, &["root-write", "usr-write", "mount"]);
+    assert_eq!(found["bounding"], "1", "{found:?}");
+    assert!(number(&found, "forks") > 1000 && number(&found, "threads") > 1000, "{found:?}");
+}
+
+#[test]
+fn each_layer_prevents_something() {
+    let Some(host) = Host::prepare("each_layer_prevents_something") else { return };
+    let words = host.words();
+    let found = host.supervised(&["capabilities"], &words);
+    expect(&found, "1", &["bounding"]);
+
+    let found = host.supervised(&["landlock"], &words);
+    expect(&found, "ok", &["plan", "plan-write", "console", "new-file", "processes"]);
+
+    let found = host.supervised(&["seccomp"], &words);
+    expect(&found, "ok", &["clone3", "keyctl", "memfd", "shared-memory", "chmod"]);
+    expect(&found, "ok", &["supervisor-socket", "inet", "inet6", "netlink"]);
+    // Landlock alone keeps these back, where Yama or a missing capability does not.
+    refuse(&found, &["kill-supervisor", "ptrace-supervisor", "mount", "mount-in-user-namespace"]);
+    // Processes are limited all the same.
+    assert!((100..600).contains(&number(&found, "forks")), "{found:?}");
+
+    let found = host.supervised(&["seccomp", "landlock"], &words);
+    expect(&found, "ok", &["kill-supervisor"]);
+
+    let found = host.supervised(&["limits"], &words);
+    expect(&found, "ok", &["grow-disk", "memory"]);
+    assert!(number(&found, "threads") > 1000, "{found:?}");
+}
+
+#[test]
+fn the_supervisor_has_given_up_its_rights() {
+    let Some(host) = Host::prepare("the_supervisor_has_given_up_its_rights") else { return };
+    let words = [host.words(), vec!["stay=1".to_owned()]].concat();
+    let run = |without: &[&str], look: &dyn Fn(u32)| {
+        let dir = host.make_vm(without, &words, None);
+        host.start(&dir);
+        let console = || fs::read_to_string(dir.join("console.log")).unwrap_or_default();
+        wait_for("the VMM's tries", || console().contains("done=ok"));
+        let [pid] = supervisors(&dir)[..] else { panic!("{:?}", supervisors(&dir)) };
+        look(pid);
+        let process = rustix::process::Pid::from_raw(pid.cast_signed()).unwrap();
+        rustix::process::kill_process(process, rustix::process::Signal::KILL).unwrap();
+        wait_for("the vm to go", || supervisors(&dir).is_empty());
+    };
+    // The thread in the vm's network may configure that, and nothing else.
+    let (none, net) = ("0000000000000000", "0000000000001500");
+    run(&[], &|pid| {
+        assert_eq!(threads(pid, "CapPrm"), [none, net]);
+        assert_eq!(threads(pid, "CapBnd"), [none, net]);
+        assert_eq!(threads(pid, "Seccomp:"), ["2", "2"]);
+        assert_eq!(threads(pid, "NoNewPrivs"), ["1", "1"]);
+    });
+    run(&LAYERS, &|pid| {
+        assert!(threads(pid, "CapPrm").iter().all(|set| *set != none && *set != net));
+        assert_eq!(threads(pid, "Seccomp:"), ["0", "0"]);
+    });
+}
+
+#[test]
+fn a_vm_of_root_is_nobodys() {
+    let name = "a_vm_of_root_is_nobodys";
+    if !getuid().is_root() {
+        let _ = writeln!(std::io::stderr(), "skipped: {name}: needs root");
+        return;
+    }
+    let Some(host) = Host::with_uid(name, None) else { return };
+    let run = |without: &[&str]| {
+        let dir = host.make_vm(without, &host.words(), Some(VM_UID));
+        host.supervise(&dir);
+        results(&fs::read_to_string(dir.join("console.log")).unwrap())
+    };
+    let found = run(&[]);
+    assert_eq!(found["uid"], VM_UID.to_string());
+    expect(&found, "0", &["capabilities", "bounding"]);
+    refuse(&found, &OUTSIDE);
+    refuse(&found, &["shadow"]);
+    // Root's file in its own directory: only the uid is in the way here.
+    let found = run(&["landlock"]);
+    expect(&found, "ok", &["own-disk", "console"]);
+    expect(&found, "EACCES", &["plan-write"]);
+}

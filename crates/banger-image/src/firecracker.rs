@@ -8,19 +8,18 @@ use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use reqwest::StatusCode;
 use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 
+use crate::debian::fetch::{Client, FetchError};
 use crate::partial::hex;
 use crate::progress::{Progress, Sink};
 use crate::tar::{Kind, TarError, TarReader};
 
 /// The release that is fetched unless the config names another.
 pub const VERSION: &str = "1.17.0";
-/// Digests of its archives as the project publishes them beside each, by architecture.
+/// Digests of its archives by architecture: those that several projects pin which fetch them from its publisher.
 const PINNED: [(&str, &str); 2] = [
     ("x86_64", "06094a1108ae9e82aa4c23a775aa92758f53f1175d422270d9d6162cb9ade558"),
     ("aarch64", "e351ebe4f7a16b5873bbd51005d2e6767103cff4d5ebc829df2d3f95a93e2256"),
@@ -34,10 +33,6 @@ const PROGRAMS: [&str; 2] = ["jailer", "firecracker"];
 const ARCHIVE_LEN_MAX: u64 = 64 << 20;
 /// Longest program in it.
 const PROGRAM_LEN_MAX: u64 = 64 << 20;
-/// How long a server may take to accept a connection.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
-/// How long it may be silent in the middle of an answer.
-const READ_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A release could not be installed. What was there before is untouched.
 #[derive(Debug, Error)]
@@ -58,31 +53,9 @@ pub enum FirecrackerError {
         /// What it should be.
         what: &'static str,
     },
-    /// The client could not be made, for example because of a bad proxy address.
-    #[error("could not set up the http client")]
-    Client(#[source] reqwest::Error),
-    /// No answer, or it broke off.
-    #[error("could not download `{url}`")]
-    Request {
-        /// What was asked for.
-        url: String,
-        /// Why not.
-        source: reqwest::Error,
-    },
-    /// The server answered with an error.
-    #[error("could not download `{url}`: the server answered {status}")]
-    Status {
-        /// What was asked for.
-        url: String,
-        /// The answer.
-        status: StatusCode,
-    },
-    /// The answer is longer than any release.
-    #[error("`{url}` is larger than {ARCHIVE_LEN_MAX} bytes")]
-    TooLarge {
-        /// What was asked for.
-        url: String,
-    },
+    /// It could not be downloaded.
+    #[error(transparent)]
+    Fetch(#[from] FetchError),
     /// The content isn't the release.
     #[error("`{url}` was tampered with or damaged: its sha256 is {found}, it must be {expected}")]
     Digest {
@@ -181,7 +154,7 @@ impl Release {
     /// When it can't be had, is not what it must be, or can't be written.
     pub async fn install(&self, dir: &Path, sink: Sink<'_>) -> Result<(), FirecrackerError> {
         sink(Progress::Step { label: format!("download Firecracker {}", self.version) });
-        let archive = self.download(sink).await?;
+        let archive = Client::new(None)?.get(&self.url(), ARCHIVE_LEN_MAX, sink).await?;
         let found = hex(Sha256::digest(&archive));
         if found != self.sha256 {
             return Err(FirecrackerError::Digest { url: self.url(), found, expected: self.sha256.clone() });
@@ -196,33 +169,6 @@ impl Release {
             place(dir, name, &bytes).map_err(write(&dir.join(name)))?;
         }
         File::open(dir).and_then(|dir| dir.sync_all()).map_err(write(dir))
-    }
-
-    async fn download(&self, sink: Sink<'_>) -> Result<Vec<u8>, FirecrackerError> {
-        let url = self.url();
-        let request = |source| FirecrackerError::Request { url: url.clone(), source };
-        // An error only says that the process has a provider already.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let client = reqwest::Client::builder()
-            .user_agent(concat!("banger/", env!("CARGO_PKG_VERSION")))
-            .connect_timeout(CONNECT_TIMEOUT)
-            .read_timeout(READ_TIMEOUT)
-            .build()
-            .map_err(FirecrackerError::Client)?;
-        let mut response = client.get(&url).send().await.map_err(request)?;
-        if !response.status().is_success() {
-            return Err(FirecrackerError::Status { url, status: response.status() });
-        }
-        let total = response.content_length();
-        let mut archive = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(request)? {
-            if archive.len() as u64 + chunk.len() as u64 > ARCHIVE_LEN_MAX {
-                return Err(FirecrackerError::TooLarge { url });
-            }
-            archive.extend_from_slice(&chunk);
-            sink(Progress::Bytes { done: archive.len() as u64, total });
-        }
-        Ok(archive)
     }
 
     /// Takes the programs out of the archive; whatever else is in it is passed over.

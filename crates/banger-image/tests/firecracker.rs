@@ -194,7 +194,7 @@ fn an_archive_that_is_not_there_is_named() {
     let text = refused(&[], &good());
     assert_eq!(
         text,
-        format!("could not download `http://SERVER{ARCHIVE}`: the server answered 404 Not Found")
+        format!("could not download `http://SERVER{ARCHIVE}`: the mirror answered 404 Not Found")
     );
 }
 

@@ -64,7 +64,7 @@ pub struct VmStatus {
     pub hello: Option<Hello>,
     /// What took how long since the supervisor was spawned.
     pub timings: Vec<Timing>,
-    /// How often the boot was restarted because nothing was heard of it.
+    /// How often the boot was started again because nothing was heard of it, or its kernel gave up before its agent spoke.
     pub watchdog_restarts: u32,
     /// Why there is no way out to the network, when there should be one.
     pub network_warning: Option<String>,

@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 
 /// Runs `banger vm run`.
 pub(crate) async fn run(context: &mut Context, args: RunArgs) -> Ended {
+    check(&args)?;
     if args.dry_run
         && let Some(path) = args.path.as_deref().filter(|path| path.exists())
     {
@@ -27,7 +28,7 @@ pub(crate) async fn run(context: &mut Context, args: RunArgs) -> Ended {
         }
         return dry_run_workspace(context, path);
     }
-    check(&args)?;
+    check_path(args.path.as_deref())?;
     let default_wait = if args.command.is_empty() { Wait::Boot } else { Wait::Agent };
     let spec = vm_spec(args.spec, args.rm, default_wait)?;
     if args.dry_run {
@@ -120,7 +121,7 @@ fn check(args: &RunArgs) -> Result<(), WireError> {
     if args.json && !args.detach && !args.dry_run {
         return Err(invalid("`--json` needs `-d` or `--dry-run`: otherwise stdout is the command's"));
     }
-    check_path(args.path.as_deref())
+    Ok(())
 }
 
 fn check_path(path: Option<&Path>) -> Result<(), WireError> {

@@ -91,14 +91,7 @@ impl Ui {
             Verdict::Warn => ("warn", YELLOW),
             Verdict::Fail => ("FAIL", RED),
         };
-        let indent = "      ";
-        let word = paint(self.colour_out, colour, word);
-        let detail = escape_lines(&check.detail, indent);
-        let mut text = format!("{word}  {}: {detail}\n", escape(&check.name));
-        if let Some(hint) = &check.hint {
-            text.push_str(&format!("{indent}hint: {}\n", escape_lines(hint, indent)));
-        }
-        self.data(&text)
+        self.finding((word, colour), &check.name, &check.detail, check.hint.as_deref())
     }
 
     /// Prints what became of one thing that `setup` looked after.
@@ -114,11 +107,20 @@ impl Ui {
             SetupState::ByHand => ("BY HAND", YELLOW),
             SetupState::Failed => ("FAILED", RED),
         };
+        self.finding((word, colour), &item.name, &item.detail, item.hint.as_deref())
+    }
+
+    fn finding(
+        &self,
+        (word, colour): (&str, &str),
+        name: &str,
+        detail: &str,
+        hint: Option<&str>,
+    ) -> Result<(), Stop> {
         let indent = "      ";
         let word = paint(self.colour_out, colour, word);
-        let detail = escape_lines(&item.detail, indent);
-        let mut text = format!("{word}  {}: {detail}\n", escape(&item.name));
-        if let Some(hint) = &item.hint {
+        let mut text = format!("{word}  {}: {}\n", escape(name), escape_lines(detail, indent));
+        if let Some(hint) = hint {
             text.push_str(&format!("{indent}hint: {}\n", escape_lines(hint, indent)));
         }
         self.data(&text)

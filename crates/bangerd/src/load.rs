@@ -1,10 +1,9 @@
 //! Images without a registry into the store: directories with an OCI layout, and archives that a client sends.
 
-use crate::daemon::{Daemon, now};
-use crate::pull::{ROOTFS_FILE, image_name, sink, staging};
+use crate::daemon::Daemon;
+use crate::pull::{ROOTFS_FILE, image_name, oci_row, sink, staging};
 use crate::store::ImageRow;
 use anyhow::Context as _;
-use banger_image::debian::archive::architecture;
 use banger_image::oci::{Archive, Limits, LocalImage, Platform};
 use banger_image::progress::Progress;
 use banger_wire::daemon::Event;
@@ -134,17 +133,7 @@ impl Daemon {
             Ok(image) => image,
             Err(error) => return Ok(Err(error)),
         };
-        let row = ImageRow {
-            name,
-            source: source.to_owned(),
-            digest,
-            arch: architecture().to_owned(),
-            created: now(),
-            size_bytes: image.size_bytes,
-            init: image.init,
-            config: image.config,
-        };
-        self.publish_image(staging, row).map(Ok)
+        self.publish_image(staging, oci_row(name, source.to_owned(), image)).map(Ok)
     }
 }
 

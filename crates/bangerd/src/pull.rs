@@ -10,7 +10,7 @@ use anyhow::{Context as _, bail};
 use banger_image::debian::archive::{ArchiveConfig, architecture};
 use banger_image::debian::image::{self, PackageSet, Recipe};
 use banger_image::kernel::KernelPull;
-use banger_image::oci::{ImageConfig, OciError, OciPull, Platform, Reference, RegistryConfig};
+use banger_image::oci::{ImageConfig, OciError, OciImage, OciPull, Platform, Reference, RegistryConfig};
 use banger_image::progress::{Progress, Sink};
 use banger_image::rootfs::RootfsBuilder;
 use banger_wire::daemon::{Event, VmSpec, VmState};
@@ -232,17 +232,7 @@ impl Daemon {
         }
         let staging = staging(&self.paths.state.join("images"))?;
         let image = pull.write_to(&staging.path().join(ROOTFS_FILE), &sink).await.map_err(explain)?;
-        let row = ImageRow {
-            name,
-            source,
-            digest,
-            arch: architecture().to_owned(),
-            created: now(),
-            size_bytes: image.size_bytes,
-            init: image.init,
-            config: image.config,
-        };
-        self.publish_image(staging, row)
+        self.publish_image(staging, oci_row(name, source, image))
     }
 
     /// Returns what is stored under a name when it is this very image.
@@ -468,6 +458,20 @@ pub(crate) fn image_name(source: &str, stored: &[ImageRow]) -> String {
         name = format!("{name}-{hash}");
     }
     name
+}
+
+/// What the store says of an image whose filesystem was made of an OCI image's layers.
+pub(crate) fn oci_row(name: String, source: String, image: OciImage) -> ImageRow {
+    ImageRow {
+        name,
+        source,
+        digest: image.digest.to_string(),
+        arch: architecture().to_owned(),
+        created: now(),
+        size_bytes: image.size_bytes,
+        init: image.init,
+        config: image.config,
+    }
 }
 
 /// A directory beside the final ones; its name can't be one of theirs.

@@ -106,16 +106,13 @@ pub struct Wanted {
     pub size: u64,
 }
 
-/// An http client with a verified cache.
+/// An http client that tries again.
 #[derive(Debug)]
-pub struct Fetcher {
-    client: reqwest::Client,
-    cache: PathBuf,
-}
+pub struct Client(reqwest::Client);
 
-impl Fetcher {
-    /// Makes a client; files are kept below `cache`. `proxy` is for plain http, else the environment's settings count.
-    pub fn new(cache: &Path, proxy: Option<&str>) -> Result<Self, FetchError> {
+impl Client {
+    /// Makes one. `proxy` is for plain http, else the environment's settings count.
+    pub fn new(proxy: Option<&str>) -> Result<Self, FetchError> {
         // An error only says that the process has a provider already.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let mut builder = reqwest::Client::builder()
@@ -126,34 +123,55 @@ impl Fetcher {
             let proxy = reqwest::Proxy::http(proxy).map_err(FetchError::Client)?;
             builder = builder.proxy(proxy.no_proxy(reqwest::NoProxy::from_env()));
         }
-        Ok(Self { client: builder.build().map_err(FetchError::Client)?, cache: cache.to_owned() })
+        Ok(Self(builder.build().map_err(FetchError::Client)?))
     }
 
     /// Downloads a file of at most `limit` bytes into memory.
-    pub async fn get(&self, url: &str, limit: u64) -> Result<Vec<u8>, FetchError> {
+    pub async fn get(&self, url: &str, limit: u64, sink: Sink<'_>) -> Result<Vec<u8>, FetchError> {
         let mut attempt = 1;
         loop {
-            match self.get_once(url, limit).await {
+            match self.get_once(url, limit, sink).await {
                 Err(err) if is_transient(&err) && attempt < ATTEMPTS => pause(&mut attempt).await,
                 result => return result,
             }
         }
     }
 
-    async fn get_once(&self, url: &str, limit: u64) -> Result<Vec<u8>, FetchError> {
+    async fn get_once(&self, url: &str, limit: u64, sink: Sink<'_>) -> Result<Vec<u8>, FetchError> {
         let request = |source| FetchError::Request { url: url.to_owned(), source };
-        let mut response = self.client.get(url).send().await.map_err(request)?;
+        let mut response = self.0.get(url).send().await.map_err(request)?;
         if !response.status().is_success() {
             return Err(FetchError::Status { url: url.to_owned(), status: response.status() });
         }
+        let total = response.content_length();
         let mut body = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(request)? {
             if body.len() as u64 + chunk.len() as u64 > limit {
                 return Err(FetchError::TooLarge { url: url.to_owned(), limit });
             }
             body.extend_from_slice(&chunk);
+            sink(Progress::Bytes { done: body.len() as u64, total });
         }
         Ok(body)
+    }
+}
+
+/// A client with a verified cache.
+#[derive(Debug)]
+pub struct Fetcher {
+    client: Client,
+    cache: PathBuf,
+}
+
+impl Fetcher {
+    /// Keeps files below `cache`; `proxy` as for [`Client::new`].
+    pub fn new(cache: &Path, proxy: Option<&str>) -> Result<Self, FetchError> {
+        Ok(Self { client: Client::new(proxy)?, cache: cache.to_owned() })
+    }
+
+    /// Downloads a file that nothing has a digest of, of at most `limit` bytes, into memory.
+    pub async fn get(&self, url: &str, limit: u64) -> Result<Vec<u8>, FetchError> {
+        self.client.get(url, limit, &|_| {}).await
     }
 
     /// Brings all files into the cache, several at a time, and returns their paths in the same order.
@@ -252,7 +270,7 @@ impl Fetcher {
             return Err(FetchError::Size { url: url(), expected: file.size });
         }
         if part.length() < file.size {
-            let mut get = self.client.get(&file.url);
+            let mut get = self.client.0.get(&file.url);
             if part.length() > 0 {
                 get = get.header(RANGE, format!("bytes={}-", part.length()));
             }

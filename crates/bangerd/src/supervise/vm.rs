@@ -25,7 +25,7 @@ use tokio::sync::{mpsc, watch};
 const SILENCE_MAX: Duration = Duration::from_secs(30);
 /// How a kernel begins to say that it can't go on.
 const PANIC: &str = "Kernel panic";
-/// How often that is tried.
+/// How often a boot that comes to nothing is started again.
 const RESTARTS_MAX: u32 = 3;
 
 /// How often a vm that waits for room on the host's disk tries again.
@@ -55,8 +55,9 @@ pub(crate) struct Shared {
 /// Why a VMM's time was over.
 enum Outcome {
     End(VmEnd),
-    /// Nothing was heard of the boot.
-    Silent,
+    /// The boot came to nothing, and another one may do better: nothing was heard of it, or its kernel gave up before the
+    /// guest could write. Emulated processors under load do that now and then.
+    Fruitless,
     /// The guest rebooted.
     Again,
 }
@@ -105,7 +106,7 @@ pub(crate) async fn run(plan: &VmPlan, disk: RawFd, starter: Option<Starter>) ->
     let end = loop {
         match life.boot(&mut order_queue).await? {
             Outcome::End(end) => break end,
-            Outcome::Silent => shared.status.send_modify(|status| status.watchdog_restarts += 1),
+            Outcome::Fruitless => shared.status.send_modify(|status| status.watchdog_restarts += 1),
             Outcome::Again => {
                 life.started = Instant::now();
                 (life.configured, life.init_ready) = (false, false);
@@ -218,7 +219,7 @@ impl Life<'_> {
                 () = tokio::time::sleep_until(silence), if !spoken && restarts < RESTARTS_MAX => {
                     vmm.kill();
                     let _ = vmm.ended().await;
-                    return Ok(Outcome::Silent);
+                    return Ok(Outcome::Fruitless);
                 }
                 () = tokio::time::sleep_until(boot_deadline.into()), if self.is_booting() => {
                     let waited = self.plan.boot_timeout_ms / 1000;
@@ -331,6 +332,12 @@ impl Life<'_> {
         }
     }
 
+    /// Before the agent speaks no disk has been mounted.
+    fn may_try_again(&self) -> bool {
+        let status = self.shared.status.borrow();
+        status.hello.is_none() && status.watchdog_restarts < RESTARTS_MAX
+    }
+
     fn stage(&self, name: &str) {
         let ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.shared.status.send_modify(|status| status.timings.push(Timing { stage: name.to_owned(), ms }));
@@ -360,6 +367,7 @@ impl Life<'_> {
             Some(EndReason::Stopped) => end(EndReason::Stopped, "stopped"),
             Some(EndReason::LeaseEnded) => end(EndReason::LeaseEnded, "its command ended"),
             Some(reason) => end(reason, "ended by force"),
+            None if panic.is_some() && self.may_try_again() => Outcome::Fruitless,
             None if let Some(line) = panic => end(EndReason::Failed, &line),
             None if self.is_ready() && reset => Outcome::Again,
             None if self.is_ready() => end(EndReason::PoweredOff, "powered off from inside"),

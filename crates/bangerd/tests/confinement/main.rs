@@ -367,6 +367,19 @@ fn the_supervisor_has_given_up_its_rights() {
     });
 }
 
+/// Not about confinement, but the program can be this VMM as well.
+#[test]
+fn a_kernel_that_panics_before_anything_was_written_is_started_again() {
+    let name = "a_kernel_that_panics_before_anything_was_written_is_started_again";
+    let Some(host) = Host::prepare(name) else { return };
+    let dir = host.make_vm(&[], &["give-up=1".to_owned()], None);
+    host.supervise(&dir);
+    let end: serde_json::Value = serde_json::from_slice(&fs::read(dir.join("end.json")).unwrap()).unwrap();
+    assert_eq!(end["reason"], "failed", "{end}");
+    assert_eq!(end["detail"], "[    2.170603] Kernel panic - not syncing: start 4");
+    assert_eq!(fs::read(dir.join("disk.raw")).unwrap()[0], 4, "starts");
+}
+
 #[test]
 fn a_vm_of_root_is_nobodys() {
     let name = "a_vm_of_root_is_nobodys";

@@ -167,7 +167,16 @@ impl Life<'_> {
             let _ = reading.await;
             return Ok(Outcome::End(self.vmm_failed(&console.borrow())));
         };
-        let mut monitor = Monitor::connect(&launch.control_socket).await.context("control the VMM")?;
+        let connected = tokio::select! {
+            monitor = Monitor::connect(&launch.control_socket) => monitor.ok(),
+            _ = vmm.ended() => None,
+        };
+        let Some(mut monitor) = connected else {
+            vmm.kill();
+            let _ = vmm.ended().await;
+            let _ = reading.await;
+            return Ok(Outcome::End(self.vmm_failed(&console.borrow())));
+        };
         let mut resume_at = None;
         let mut reset = false;
         let boot_deadline = self.started + Duration::from_millis(self.plan.boot_timeout_ms);

@@ -310,6 +310,9 @@ static int panicking(int argc, char **argv)
 	int control = listening(argc, argv, "unix:");
 	accepted(agent);
 	control = accepted(control);
+	char negotiation;
+	if (read(control, &negotiation, 1) != 1)
+		return 1;
 	printf("[    2.170603] Kernel panic - not syncing: start %d\n", starts);
 	fflush(stdout);
 	dprintf(control, "{\"event\": \"SHUTDOWN\", \"data\": {\"guest\": true, \"reason\": \"guest-reset\"}}\n");

@@ -100,7 +100,7 @@ fn limits(plan: &VmPlan, processes_per_namespace: bool) -> Vec<(Limit, u64)> {
         (Limit::LockedMemory, 0),
         (Limit::OpenFiles, VMM_FILES),
         // It fills the disk it has and makes it no longer.
-        (Limit::FileSize, writable_len(plan).max(memory)),
+        (Limit::FileSize, writable_len(plan)),
     ];
     if processes_per_namespace {
         limits.push((Limit::Processes, VM_PROCESSES + u64::from(plan.machine.vcpu)));

@@ -4,6 +4,7 @@ use crate::support::{Owner, has, is_root, run, show, skip};
 use banger_tests::{code_that_prints, static_program};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
+use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -174,6 +175,54 @@ fn an_image_without_a_shell_and_one_without_an_init() {
     let images = owner.json(&["image", "list", "--json"]);
     assert_eq!(images.as_array().unwrap().len(), 3, "{images}");
     owner.ok(["image", "delete", &image]);
+    owner.assert_nothing_left();
+}
+
+#[test]
+fn an_image_from_a_pipe() {
+    if prerequisites(&["docker-registry", "skopeo", "gzip"]).is_none() {
+        return;
+    }
+    let (owner, registry) = (Owner::with_store(), Registry::start());
+    let single = registry.layer("single");
+    install(&single.join("hello"), &static_program(&code_that_prints("hello from a pipe\n", 9)));
+    registry.push("piped:1", &[(&single, "gzip")], json!({}));
+    let saved = registry.dir.path().join("saved.tar");
+    let from = format!("docker://{}", registry.reference("piped:1"));
+    let to = format!("docker-archive:{}:example.test/piped:1", saved.display());
+    run(Command::new("skopeo").args([
+        "copy",
+        "-q",
+        "--insecure-policy",
+        "--src-tls-verify=false",
+        &from,
+        &to,
+    ]));
+    let load = |archive: &[u8]| {
+        let mut command = owner.banger(["image", "load"]);
+        let mut child =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        // Whoever has seen enough of it closes early.
+        let _ = child.stdin.take().unwrap().write_all(archive);
+        child.wait_with_output().unwrap()
+    };
+    let archive = std::fs::read(&saved).unwrap();
+    let output = load(&archive[..archive.len() / 2]);
+    assert_eq!(output.status.code(), Some(1), "{}", show(&output));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.starts_with("error: could not load `stdin`\n  caused by: "), "{said}");
+    let images = owner.json(&["image", "list", "--json"]).as_array().unwrap().len();
+    let output = load(&archive);
+    assert_eq!(output.stdout, b"loaded example.test.piped_1\n", "{}{}", show(&output), owner.logs());
+    assert_eq!(owner.json(&["image", "list", "--json"]).as_array().unwrap().len(), images + 1);
+    let cache = owner.home().join(".cache/banger");
+    let left = std::fs::read_dir(cache).unwrap().map(|entry| entry.unwrap().file_name());
+    let left: Vec<_> = left.filter(|name| name.to_string_lossy().starts_with("load-")).collect();
+    assert!(left.is_empty(), "{left:?}");
+    let command = ["vm", "run", "--rm", "--image", "example.test/piped:1", "--", "/hello"];
+    let output = owner.banger(command).output().unwrap();
+    assert_eq!(output.stdout, b"hello from a pipe\n", "{}{}", show(&output), owner.logs());
+    assert_eq!(output.status.code(), Some(9));
     owner.assert_nothing_left();
 }
 

@@ -14,13 +14,16 @@ use std::time::{Duration, Instant};
 const IMAGE: &str = "debian-bookworm-slim";
 /// Runs of each kind; the median counts.
 const RUNS: usize = 11;
+/// The config of a store whose vms boot.
+const NO_RESTORE: &str = "restore = false\n";
 /// The machine both sides get.
 const VCPU: u32 = 1;
 const MEMORY_MIB: u64 = 512;
 
 /// `vm run --rm -- true` against the same VMM and kernel with a bare `/init` that powers off, and `vm exec`.
 pub(crate) fn run() -> anyhow::Result<()> {
-    let store = Built::new(Profile::Release)?.store(&[IMAGE])?;
+    let built = Built::new(Profile::Release)?;
+    let store = built.store(&[IMAGE])?;
     let memory = format!("{MEMORY_MIB}M");
     let vcpu = VCPU.to_string();
     let vm = ["--image", IMAGE, "--memory", &memory, "--vcpu", &vcpu];
@@ -29,24 +32,33 @@ pub(crate) fn run() -> anyhow::Result<()> {
     // Warm: kernel and image in the page cache, the daemon runs, no vm does.
     store.ok(&warm)?;
     floor.boot()?;
-    let (mut ours, mut bare) = (Vec::new(), Vec::new());
+    let (mut ours, mut bare, mut booted) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..RUNS {
         bare.push(floor.boot()?);
         ours.push(timed(|| store.ok(&warm).map(drop))?);
+        store.configure(NO_RESTORE)?;
+        booted.push(timed(|| store.ok(&warm).map(drop))?);
+        store.configure("")?;
     }
     let exec = exec_times(&store, &vm)?;
-    let ratios: Vec<f64> = ours.iter().zip(&bare).map(|(a, b)| a.as_secs_f64() / b.as_secs_f64()).collect();
+    let ratios = |times: &[Duration]| -> Vec<f64> {
+        times.iter().zip(&bare).map(|(a, b)| a.as_secs_f64() / b.as_secs_f64()).collect()
+    };
     println!("bare /init that powers off   {}", spread(&seconds(&bare), "s"));
     println!("vm run --rm -- true          {}", spread(&seconds(&ours), "s"));
-    println!("ratio, pair by pair          {}   budget 1.25", spread(&ratios, "x"));
+    println!("  ratio, pair by pair        {}   budget 1.25", spread(&ratios(&ours), "x"));
+    println!("the same, booting            {}", spread(&seconds(&booted), "s"));
+    println!("  ratio, pair by pair        {}", spread(&ratios(&booted), "x"));
     println!("vm exec -- true              {}", spread(&milliseconds(&exec.0), "ms"));
     println!("  fork and exec in the guest {}", spread(&milliseconds(&exec.1), "ms"));
     Ok(())
 }
 
-/// Boots many vms with all processors busy and counts those that had to be started again.
+/// Boots many vms with all processors busy and counts those that had to be started again. None goes on from a saved
+/// machine.
 pub(crate) fn boots(count: usize) -> anyhow::Result<()> {
     let store = Built::new(Profile::Release)?.store(&[IMAGE])?;
+    store.configure(NO_RESTORE)?;
     let done = Arc::new(AtomicBool::new(false));
     let processors = std::thread::available_parallelism().map_or(2, |n| n.get());
     let load: Vec<_> = (0..processors)
@@ -117,6 +129,7 @@ impl Floor {
             drives: Vec::new(),
             net: None,
             run_dir: dir.path().to_owned(),
+            saved_fd: None,
         };
         Ok(Self { launch: banger_vmm::qemu::launch(&plan), _dir: dir })
     }

@@ -24,7 +24,7 @@ pub(crate) struct Built {
 pub(crate) struct Store {
     state: PathBuf,
     banger: PathBuf,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 impl Built {
@@ -50,7 +50,7 @@ impl Built {
     pub(crate) fn store(&self, images: &[&str]) -> anyhow::Result<Store> {
         let dir = tempfile::Builder::new().prefix("banger-store-").tempdir()?;
         // Made by banger itself, and so closed to other users.
-        let store = Store { state: dir.path().join("state"), banger: self.dir.join("banger"), _dir: dir };
+        let store = Store { state: dir.path().join("state"), banger: self.dir.join("banger"), dir };
         for image in images {
             store.ok(&["image", "pull", image])?;
         }
@@ -66,10 +66,17 @@ impl Store {
         &self.state
     }
 
+    /// Writes the config that `banger` has on this store.
+    pub(crate) fn configure(&self, text: &str) -> anyhow::Result<()> {
+        let dir = self.dir.path().join("banger");
+        std::fs::create_dir_all(&dir)?;
+        Ok(std::fs::write(dir.join("config.toml"), text)?)
+    }
+
     /// Returns `banger` with arguments, on this store.
     pub(crate) fn banger(&self, args: &[&str]) -> Command {
         let mut command = Command::new(&self.banger);
-        command.args(args).env("BANGER_STATE_DIR", self.path());
+        command.args(args).env("BANGER_STATE_DIR", self.path()).env("XDG_CONFIG_HOME", self.dir.path());
         command
     }
 

@@ -45,7 +45,8 @@ fn run(open: impl FnOnce() -> io::Result<Port>, in_guest: bool) -> io::Result<()
             Ok(starting) => {
                 let ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
                 let timings = vec![Timing { stage: "configure guest".to_owned(), ms }];
-                link::send(&out, &GuestMessage::Configured { timings }).await;
+                let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned();
+                link::send(&out, &GuestMessage::Configured { boot_id, timings }).await;
                 report_init(starting, out.clone());
             }
         }
@@ -72,7 +73,10 @@ fn report_init(starting: Option<Readiness>, out: mpsc::Sender<Frame>) {
     });
 }
 
-/// Says hello until the host configures this guest. None when the stream ended.
+/// Says hello until the host configures this guest, and at once when it is asked. None when the stream ended.
+///
+/// The guest's memory may be saved here and restored many times, so nothing random may be drawn and kept before the
+/// configuration has brought new random bytes; the kernel's boot id, made when it is first read, is such a thing.
 async fn greet(incoming: &mut Incoming, out: &mpsc::Sender<Frame>) -> io::Result<Option<GuestConfig>> {
     let hello = GuestMessage::Hello(hello()?);
     let mut again = tokio::time::interval(HELLO_EVERY);
@@ -85,8 +89,10 @@ async fn greet(incoming: &mut Incoming, out: &mpsc::Sender<Frame>) -> io::Result
             frame = incoming.next() => match frame? {
                 None => return Ok(None),
                 Some(frame) if frame.session == 0 && frame.kind == Kind::Message => {
-                    if let Ok(HostMessage::Configure(config)) = frame.parse() {
-                        return Ok(Some(*config));
+                    match frame.parse() {
+                        Ok(HostMessage::Configure(config)) => return Ok(Some(*config)),
+                        Ok(HostMessage::Ping { .. }) => again.reset_immediately(),
+                        _ => {}
                     }
                 }
                 Some(_) => {}
@@ -96,15 +102,10 @@ async fn greet(incoming: &mut Incoming, out: &mpsc::Sender<Frame>) -> io::Result
 }
 
 fn hello() -> io::Result<Hello> {
-    let read = |path: &str| std::fs::read_to_string(path).map(|text| text.trim().to_owned());
-    let mut nonce = [0; 8];
-    rustix::rand::getrandom(&mut nonce, rustix::rand::GetRandomFlags::INSECURE)?;
-    let uptime = read("/proc/uptime")?;
+    let uptime = std::fs::read_to_string("/proc/uptime")?;
     let seconds: f64 = uptime.split(' ').next().and_then(|text| text.parse().ok()).unwrap_or(0.0);
     Ok(Hello {
         generation: GENERATION,
-        nonce: u64::from_le_bytes(nonce),
-        boot_id: read("/proc/sys/kernel/random/boot_id")?,
         kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
         uptime_ms: (seconds * 1000.0) as u64,
         timings: Vec::new(),

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::init::NEW_ROOT;
-use crate::shutdown;
+use crate::{devices, shutdown};
 
 /// Where the image is mounted before the overlay covers it.
 const IMAGE: &str = "/image";
@@ -70,8 +70,10 @@ pub(crate) struct Init {
 ///
 /// Returns the image's init, when there is one and it is wanted.
 pub(crate) fn configure(config: &GuestConfig) -> Result<Option<Init>, Failure> {
+    // First: until here this guest may be one of several with the same memory.
+    at("seed random numbers", banger_sys::random::reseed(&config.entropy.0))?;
     at("set clock", set_clock(config.unix_ns))?;
-    at("seed random numbers", std::fs::write("/dev/urandom", &config.entropy.0))?;
+    devices::probe_all();
     mount_root(&config.drives, &config.init)?;
     let root = Path::new(NEW_ROOT);
     at("set hostname", rustix::system::sethostname(config.hostname.as_bytes()))?;

@@ -4,6 +4,7 @@
 //! loads modules, starts the agent with one end of a socket pair, and waits for a single order on the other:
 //! which root to enter, and which init to become.
 
+use crate::devices;
 use rustix::fs::Mode;
 use rustix::mount::{MountFlags, mount, mount_move};
 use std::io::{self, Read as _, Write as _};
@@ -86,7 +87,8 @@ fn mount_kernel_filesystems() -> io::Result<()> {
     Ok(())
 }
 
-/// Loads the modules the initramfs lists, in its order; it has them decompressed and sorted by dependency.
+/// Loads the modules the initramfs lists, in its order; it has them decompressed and sorted by dependency. Of the devices
+/// they drive only the agent's port is made use of.
 fn load_modules(dir: &Path) -> io::Result<()> {
     let list = match std::fs::read_to_string(dir.join("modules.list")) {
         Ok(list) => list,
@@ -94,12 +96,14 @@ fn load_modules(dir: &Path) -> io::Result<()> {
         Err(error) => return Err(error),
     };
     for name in list.lines().map(str::trim).filter(|name| !name.is_empty()) {
+        devices::hold();
         let file = std::fs::File::open(dir.join(name))?;
         match rustix::system::finit_module(&file, c"", 0) {
             Ok(()) | Err(rustix::io::Errno::EXIST) => {}
             Err(error) => log(&format!("module {name}: {error}, ignoring")),
         }
     }
+    devices::probe_port();
     Ok(())
 }
 

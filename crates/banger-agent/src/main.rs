@@ -11,6 +11,7 @@
 mod agent;
 mod changes;
 mod command;
+mod devices;
 mod guest;
 mod init;
 mod link;

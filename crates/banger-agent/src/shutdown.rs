@@ -24,6 +24,8 @@ const DEVICE_FILE: &str = "/disk.device";
 const PLACE: &str = "/run/banger-disk";
 /// How long processes may take to end when asked, before they are killed.
 const TERMINATE_TIME: Duration = Duration::from_secs(2);
+/// How long the image's init may take to stand still.
+const HOLD_TIME: Duration = Duration::from_secs(1);
 /// How long killed ones may take: they wait for the disk at most.
 const KILL_TIME: Duration = Duration::from_secs(5);
 
@@ -52,7 +54,13 @@ pub(crate) fn run(how: &str) -> io::Result<()> {
 }
 
 /// Ends the machine from the agent: everything else first, then the disk. Returns only when it could not.
+///
+/// Process 1 can't be ended. It is held instead: it would see its children die and do something about it, and at the very
+/// end it would lose its drives under its feet, which Linux 6.12 takes away before the power, and panic.
 pub(crate) fn power_off(reboot: bool, device: Option<&str>) {
+    if let Err(error) = banger_sys::process::hold(Pid::INIT.as_raw_nonzero().get(), HOLD_TIME) {
+        crate::init::log(&format!("hold process 1: {error}, ignoring"));
+    }
     end_processes(TERMINATE_TIME, Signal::TERM);
     end_processes(KILL_TIME, Signal::KILL);
     rustix::fs::sync();

@@ -142,7 +142,21 @@ fn exited(code: u8) -> Option<SessionEvent> {
 fn hello_repeats_until_the_host_answers() {
     let mut agent = Agent::start();
     let first = agent.next();
-    assert_eq!(agent.next(), first, "the same greeting, with the same nonce");
+    assert_eq!(agent.next(), first, "the same greeting");
+}
+
+#[test]
+fn a_ping_is_greeted_at_once() {
+    let mut agent = Agent::start();
+    let hello = agent.next();
+    let begun = Instant::now();
+    for seq in 0..20 {
+        agent.stream.write_all(&SYNC).unwrap();
+        agent.send(&Frame::message(0, &HostMessage::Ping { seq }).unwrap());
+        assert_eq!(agent.next(), hello);
+    }
+    // Unasked, it would have taken 5 s.
+    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
 }
 
 #[test]

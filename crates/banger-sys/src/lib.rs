@@ -9,4 +9,6 @@ pub mod filesystem;
 pub mod namespace;
 pub mod netif;
 pub mod netlink;
+pub mod process;
+pub mod random;
 pub mod tsc;

@@ -30,6 +30,10 @@ pub struct MachinePlan {
     pub net: Option<NetDevice>,
     /// Directory for the VMM's sockets: agent and control.
     pub run_dir: PathBuf,
+    /// Descriptor number at which the VMM's process finds a saved machine to go on with, instead of booting. Everything
+    /// else has to be as it was for that machine, but for what is in drives and behind the network device.
+    #[serde(default)]
+    pub saved_fd: Option<i32>,
 }
 
 /// A block device.
@@ -41,13 +45,13 @@ pub struct Drive {
     pub read_only: bool,
 }
 
-/// A network device on a tap.
+/// A network device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetDevice {
     /// Hardware address, `52:54:00:…`.
     pub mac: String,
-    /// Descriptor number at which the VMM's process finds the open tap.
-    pub tap_fd: i32,
+    /// Descriptor number at which the VMM's process finds the open tap; none for a device that is connected to nothing.
+    pub tap_fd: Option<i32>,
 }
 
 /// How to start a VMM and where its ends are.

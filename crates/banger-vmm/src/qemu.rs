@@ -66,12 +66,18 @@ pub fn launch(plan: &MachinePlan) -> Launch {
         args.pair("-device", format!("virtio-blk-pci,drive=drive{number}"));
     }
     if let Some(net) = &plan.net {
-        args.pair("-netdev", format!("tap,id=net,fd={}", net.tap_fd));
+        let behind = net
+            .tap_fd
+            .map_or_else(|| "hubport,id=net,hubid=0".to_owned(), |tap| format!("tap,id=net,fd={tap}"));
+        args.pair("-netdev", behind);
         args.pair("-device", format!("virtio-net-pci,netdev=net,mac={},romfile=", net.mac));
     }
     let mut control = option("unix:", control_socket.as_os_str());
     control.push(",server=on,wait=off");
     args.pair("-qmp", control);
+    if let Some(saved) = plan.saved_fd {
+        args.pair("-incoming", format!("fd:{saved}"));
+    }
     args.words("-sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
     Launch { program: plan.program.clone(), args: args.0, cmdline, agent_socket, control_socket }
 }
@@ -125,8 +131,9 @@ mod tests {
                 Drive { path: "/image/rootfs.ext4".into(), read_only: true },
                 Drive { path: "/vm/a,b.raw".into(), read_only: false },
             ],
-            net: Some(NetDevice { mac: "52:54:00:00:00:01".to_owned(), tap_fd: 3 }),
+            net: Some(NetDevice { mac: "52:54:00:00:00:01".to_owned(), tap_fd: Some(3) }),
             run_dir: "/run".into(),
+            saved_fd: None,
         }
     }
 
@@ -141,6 +148,18 @@ mod tests {
         );
         assert_eq!(launch.agent_socket.to_str(), Some("/run/agent.sock"));
         assert!(launch.cmdline.ends_with(" tsc_early_khz=2599998 lpj=10399992 extra=1"));
+    }
+
+    #[test]
+    fn a_saved_machine_goes_on_as_it_was() {
+        let booted = launch(&plan()).args;
+        let restored = launch(&MachinePlan { saved_fd: Some(9), ..plan() }).args;
+        let more: Vec<_> = restored.iter().filter(|arg| !booted.contains(arg)).collect();
+        assert_eq!(more, ["-incoming", "fd:9"]);
+        let net = Some(NetDevice { mac: "52:54:00:00:00:01".to_owned(), tap_fd: None });
+        let saved = launch(&MachinePlan { net, ..plan() }).args;
+        let other: Vec<_> = booted.iter().zip(&saved).filter(|(one, other)| one != other).collect();
+        assert_eq!(other, [(&"tap,id=net,fd=3".into(), &"hubport,id=net,hubid=0".into())]);
     }
 
     #[test]

@@ -10,9 +10,20 @@ pub const LINE_LEN_MAX: usize = 64 * 1024;
 pub const CAPABILITIES: &str = r#"{"execute":"qmp_capabilities"}"#;
 /// Lets a stopped machine go on.
 pub const CONTINUE: &str = r#"{"execute":"cont"}"#;
+/// Saves the machine, memory and devices, into a file whose descriptor comes with these lines. [`Event::Saved`] says that
+/// it is done; the machine then stands still. Without a limit of its own QEMU would take its time, as over a network.
+pub const SAVE: &str = concat!(
+    r#"{"execute":"migrate-set-capabilities","arguments":{"capabilities":[{"capability":"events","state":true}]}}"#,
+    "\n",
+    r#"{"execute":"migrate-set-parameters","arguments":{"max-bandwidth":1000000000000}}"#,
+    "\n",
+    r#"{"execute":"getfd","arguments":{"fdname":"saved"}}"#,
+    "\n",
+    r#"{"execute":"migrate","arguments":{"uri":"fd:saved"}}"#,
+);
 
 /// What a machine tells of itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
     /// A disk could not be written because the host has no room; the machine stands still and loses nothing.
     NoSpace,
@@ -20,6 +31,10 @@ pub enum Event {
     Resumed,
     /// The guest reset the machine: it wants to boot again, or its kernel panicked.
     Reset,
+    /// The machine is saved.
+    Saved,
+    /// What was asked for can't be done, and why.
+    Refused(String),
 }
 
 #[derive(Deserialize)]
@@ -27,6 +42,12 @@ struct Line {
     event: Option<String>,
     #[serde(default)]
     data: Data,
+    error: Option<Error>,
+}
+
+#[derive(Deserialize)]
+struct Error {
+    desc: String,
 }
 
 #[derive(Deserialize, Default)]
@@ -35,16 +56,25 @@ struct Data {
     #[serde(default)]
     nospace: bool,
     reason: Option<String>,
+    status: Option<String>,
 }
 
 /// Returns the event a line is, when it is one that matters.
 #[must_use]
 pub fn parse(line: &[u8]) -> Option<Event> {
-    let Line { event, data } = serde_json::from_slice(line).ok()?;
+    let Line { event, data, error } = serde_json::from_slice(line).ok()?;
+    if let Some(Error { desc }) = error {
+        return Some(Event::Refused(desc));
+    }
     match event?.as_str() {
         "BLOCK_IO_ERROR" if data.nospace && data.action.as_deref() == Some("stop") => Some(Event::NoSpace),
         "RESUME" => Some(Event::Resumed),
         "SHUTDOWN" if data.reason.as_deref() == Some("guest-reset") => Some(Event::Reset),
+        "MIGRATION" => match data.status.as_deref() {
+            Some("completed") => Some(Event::Saved),
+            Some("failed") => Some(Event::Refused("the machine could not be saved".to_owned())),
+            _ => None,
+        },
         _ => None,
     }
 }
@@ -61,7 +91,9 @@ mod tests {
                 None,
             ),
             (r#"{"return": {}}"#, None),
-            (r#"{"error": {"class": "GenericError", "desc": "no"}}"#, None),
+            (r#"{"error": {"class": "GenericError", "desc": "no"}}"#, Some(Event::Refused("no".to_owned()))),
+            (r#"{"event": "MIGRATION", "data": {"status": "active"}}"#, None),
+            (r#"{"event": "MIGRATION", "data": {"status": "completed"}}"#, Some(Event::Saved)),
             (
                 r#"{"timestamp": {"seconds": 1, "microseconds": 2}, "event": "BLOCK_IO_ERROR", "data": {"device": "drive1", "nospace": true, "node-name": "x", "reason": "No space left on device", "operation": "write", "action": "stop"}}"#,
                 Some(Event::NoSpace),

@@ -26,10 +26,13 @@ pub const HEARTBEAT_MS: u64 = 10_000;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum GuestMessage {
-    /// The agent is up; repeated until `Configure` arrives.
+    /// The agent is up; repeated until `Configure` arrives, and said at once when a `Ping` does. Nothing in it is this
+    /// vm's own: its memory may have been saved when it said so.
     Hello(Hello),
     /// The root filesystem is in place, the network is up, sessions may be opened; init is being started.
     Configured {
+        /// The guest kernel's boot id.
+        boot_id: String,
         /// What took how long.
         timings: Vec<Timing>,
     },
@@ -61,10 +64,6 @@ pub enum GuestMessage {
 pub struct Hello {
     /// The agent's protocol generation.
     pub generation: u32,
-    /// Random, new for every boot of the agent.
-    pub nonce: u64,
-    /// The guest kernel's boot id.
-    pub boot_id: String,
     /// The guest kernel's release.
     pub kernel: String,
     /// Milliseconds since the kernel started.
@@ -100,7 +99,7 @@ pub enum HostMessage {
         /// Nanoseconds since the Unix epoch.
         unix_ns: u64,
     },
-    /// Asks for a `Pong`.
+    /// Asks for a `Pong`, and before `Configure` for a `Hello`.
     Ping {
         /// Echoed.
         seq: u64,

@@ -62,6 +62,9 @@ pub struct VmStatus {
     pub vmm_pid: Option<i32>,
     /// What the agent said first.
     pub hello: Option<Hello>,
+    /// The guest kernel's boot id, from when the guest is configured.
+    #[serde(default)]
+    pub boot_id: Option<String>,
     /// What took how long since the supervisor was spawned.
     pub timings: Vec<Timing>,
     /// How often the boot was started again because nothing was heard of it, or its kernel gave up before its agent spoke.

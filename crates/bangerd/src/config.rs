@@ -15,6 +15,8 @@ pub(crate) struct Config {
     pub(crate) debian_mirror: Option<String>,
     /// The image of vms that name none.
     pub(crate) default_image: Option<String>,
+    /// Whether emulated vms go on from a saved machine instead of booting; they do by default.
+    pub(crate) restore: Option<bool>,
     /// Registries by host, with the port where one is named.
     #[serde(default)]
     pub(crate) registry: BTreeMap<String, Registry>,

@@ -22,7 +22,7 @@ use banger_wire::error::{ErrorCode, WireError};
 use banger_wire::names::{KernelName, VmName};
 use banger_wire::size::Mebibytes;
 use banger_wire::vm::VmStatus;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -54,6 +54,8 @@ pub(crate) struct Daemon {
     pub(crate) stop: tokio::sync::Notify,
     /// One start, stop or removal of a vm at a time.
     pub(crate) busy: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+    /// One template at a time is made; these can't be used.
+    pub(crate) templates: tokio::sync::Mutex<HashSet<String>>,
     tsc: Option<tsc::Reading>,
 }
 
@@ -85,6 +87,7 @@ impl Daemon {
             started: now(),
             stop: tokio::sync::Notify::new(),
             busy: Mutex::default(),
+            templates: tokio::sync::Mutex::default(),
             tsc: tsc::Reading::now(),
         }))
     }
@@ -297,7 +300,7 @@ impl Daemon {
             net,
             vmm: "qemu".to_owned(),
             vmm_pid: status.as_ref().and_then(|status| status.vmm_pid),
-            boot_id: status.as_ref().and_then(|status| Some(status.hello.as_ref()?.boot_id.clone())),
+            boot_id: status.as_ref().and_then(|status| status.boot_id.clone()),
             created: row.created,
             rm: row.rm,
             socket: dir.join(SOCKET_FILE).display().to_string(),

@@ -50,9 +50,13 @@ impl Daemon {
         events: &UnboundedSender<Event>,
     ) -> anyhow::Result<StartedVm> {
         let begun = Instant::now();
-        let _ = events.send(Event::Step { label: format!("boot {}", row.name) });
-        let mut phases = self.launch(row).await?;
+        let (mut phases, template) = self.launch(row, events).await?;
         let mut status = settled(&mut phases).await;
+        if let (Some(template), Some(status)) = (template, &status)
+            && status.watchdog_restarts > 0
+        {
+            self.distrust(template).await;
+        }
         match status.as_ref().map(|status| &status.phase) {
             Some(Phase::Ready | Phase::InitReady) => {}
             Some(Phase::Failed { stage, cause }) => {
@@ -88,8 +92,12 @@ impl Daemon {
         })
     }
 
-    /// Starts the supervisor and its watcher.
-    async fn launch(self: &Arc<Self>, row: &VmRow) -> anyhow::Result<Phases> {
+    /// Starts the supervisor and its watcher. Also returns the template the vm goes on from, if it does.
+    async fn launch(
+        self: &Arc<Self>,
+        row: &VmRow,
+        events: &UnboundedSender<Event>,
+    ) -> anyhow::Result<(Phases, Option<String>)> {
         let _alone = self.alone(row).await;
         // It may be gone by now, or run.
         let row = self.row(row.id.as_str())?;
@@ -101,7 +109,7 @@ impl Daemon {
         let kernel = self.paths.kernel(&row.kernel);
         let spec: VmSpec = serde_json::from_str(&row.spec).context("understand the stored request")?;
         let image = self.find_image(&row.image)?.context("the vm's image is gone")?;
-        let plan = plan(Inputs {
+        let mut plan = plan(Inputs {
             row: &row,
             spec: &spec,
             config: &image.config,
@@ -115,12 +123,14 @@ impl Daemon {
             net: NetPlan::find(net_mode(&spec)),
             build: false,
         });
+        let template = self.use_template(&mut plan, events).await;
+        let _ = events.send(Event::Step { label: format!("boot {}", row.name) });
         self.store.set_state(&row.id, VmState::Starting, None)?;
         match vmsock::start(&plan).await {
             Ok(connection) => {
                 let (tell, phases) = watch::channel(None);
                 tokio::spawn(self.clone().follow(row, Some(connection), tell));
-                Ok(phases)
+                Ok((phases, template))
             }
             Err(error) => {
                 self.store.set_state(&row.id, VmState::Error, Some(&format!("{error:#}")))?;

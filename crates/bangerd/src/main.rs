@@ -15,6 +15,7 @@ mod serve;
 mod setup;
 mod store;
 mod supervise;
+mod template;
 mod vmsock;
 
 use std::path::Path;

@@ -30,7 +30,7 @@ impl Paths {
         for dir in [&paths.state, &paths.cache] {
             private_dir(dir)?;
         }
-        for dir in ["run", "vms", "images", "kernels", "archive"] {
+        for dir in ["run", "vms", "images", "kernels", "archive", "templates"] {
             private_dir(&paths.state.join(dir))?;
         }
         Ok(paths)
@@ -46,6 +46,10 @@ impl Paths {
 
     pub(crate) fn image(&self, name: &str) -> PathBuf {
         self.state.join("images").join(name)
+    }
+
+    pub(crate) fn templates(&self) -> PathBuf {
+        self.state.join("templates")
     }
 
     pub(crate) fn kernel(&self, name: &str) -> PathBuf {

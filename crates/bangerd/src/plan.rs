@@ -53,9 +53,25 @@ pub(crate) struct VmPlan {
     pub(crate) lease: bool,
     /// How long the agent may stay silent before the boot counts as failed, in milliseconds.
     pub(crate) boot_timeout_ms: u64,
+    /// How the machine comes to life.
+    #[serde(default)]
+    pub(crate) start: Start,
     /// What does not confine the vm's processes. The daemon leaves nothing out; tests do, to see what a layer is good for.
     #[serde(default)]
     pub(crate) without: Vec<Layer>,
+}
+
+/// How a machine comes to life.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Start {
+    /// The kernel boots.
+    #[default]
+    Boot,
+    /// The kernel boots, and once the agent speaks the machine is saved as [`SAVED_FILE`] in the vm's directory and ends.
+    Save,
+    /// The machine goes on from [`SAVED_INSIDE`]; it boots when that can't be done, or comes to nothing.
+    Restore,
 }
 
 /// Something that confines the VMM, and to a lesser extent the supervisor, besides namespaces and the private root.
@@ -71,6 +87,11 @@ pub(crate) enum Layer {
     /// Memory, descriptors, processes, lengths of files.
     Limits,
 }
+
+/// A saved machine.
+pub(crate) const SAVED_FILE: &str = "memory";
+/// Where the supervisor finds the one its vm goes on from.
+pub(crate) const SAVED_INSIDE: &str = "/boot/memory";
 
 /// A bind mount into the supervisor's root.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -143,6 +164,7 @@ pub(crate) fn plan(inputs: Inputs<'_>) -> VmPlan {
         drives,
         net: None,
         run_dir: PathBuf::from("/run"),
+        saved_fd: None,
     };
     let guest = GuestConfig {
         hostname: row.name.to_string(),
@@ -173,6 +195,7 @@ pub(crate) fn plan(inputs: Inputs<'_>) -> VmPlan {
         net,
         lease: row.rm,
         boot_timeout_ms: BOOT_TIMEOUT_MS,
+        start: Start::Boot,
         without: Vec::new(),
     }
 }

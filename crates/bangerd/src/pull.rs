@@ -381,15 +381,16 @@ async fn watch_build(connection: &mut vmsock::Connection, until_ready: bool) -> 
     }
 }
 
-/// An image that a vm works on. When the pull fails or is cancelled, the vm is ended before its files go: without them
-/// nobody would find it again.
-struct Build {
-    staging: Option<tempfile::TempDir>,
+/// A directory of the store that a vm in its `build` works on. When that fails or is cancelled, the vm is ended before its files go:
+/// without them nobody would find it again.
+pub(crate) struct Build {
+    pub(crate) staging: Option<tempfile::TempDir>,
 }
 
 impl Build {
-    fn done(mut self) -> anyhow::Result<tempfile::TempDir> {
-        self.staging.take().context("the image is there no more")
+    /// The vm has ended.
+    pub(crate) fn done(mut self) -> anyhow::Result<tempfile::TempDir> {
+        self.staging.take().context("the directory is there no more")
     }
 }
 

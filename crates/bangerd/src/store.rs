@@ -31,6 +31,8 @@ const RUN_AS_FIRST: u32 = 1_900_000_000;
 
 /// The user the vm that configures an image runs as, under root.
 pub(crate) const RUN_AS_BUILD: u32 = RUN_AS_FIRST - 1;
+/// The one of machines that are saved at the start of their guest, where nothing of a user's runs.
+pub(crate) const RUN_AS_TEMPLATE: u32 = RUN_AS_FIRST - 2;
 
 /// A stored vm.
 #[derive(Debug, Clone)]

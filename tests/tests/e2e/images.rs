@@ -179,6 +179,27 @@ fn an_image_without_a_shell_and_one_without_an_init() {
 }
 
 #[test]
+fn an_init_that_gives_up_does_not_spoil_the_end() {
+    if prerequisites(&["docker-registry", "skopeo", "gzip", "busybox"]).is_none() {
+        return;
+    }
+    let (owner, registry) = (Owner::with_store(), Registry::start());
+    let layer = registry.layer("fragile");
+    install(&layer.join("bin/busybox"), &std::fs::read("/bin/busybox").unwrap());
+    // It ends, and with it the kernel, as soon as one of its children is killed.
+    let init = "#!/bin/busybox sh\nset -e\nwhile :; do /bin/busybox sleep 1; done\n";
+    install(&layer.join("sbin/init"), init.as_bytes());
+    registry.push("fragile:1", &[(&layer, "gzip")], json!({}));
+    let image = registry.reference("fragile:1");
+    owner.ok(["vm", "create", "--name", "fragile", "--image", &image, "--wait", "agent"]);
+    owner.ok(["vm", "exec", "fragile", "--", "/bin/busybox", "pgrep", "-x", "sleep"]);
+    owner.ok(["vm", "stop", "fragile"]);
+    assert_eq!(owner.json(&["vm", "show", "--json", "fragile"])["state"], "stopped");
+    owner.ok(["vm", "delete", "fragile"]);
+    owner.assert_nothing_left();
+}
+
+#[test]
 fn an_image_from_a_pipe() {
     if prerequisites(&["docker-registry", "skopeo", "gzip"]).is_none() {
         return;

@@ -7,3 +7,4 @@ mod images;
 mod lifecycle;
 mod run;
 mod support;
+mod template;

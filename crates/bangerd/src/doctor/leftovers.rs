@@ -1,7 +1,7 @@
 //! What crashes left in the owner's directories and nothing refers to any more.
 
 use crate::daemon::Daemon;
-use crate::{programs, vmsock};
+use crate::{programs, template, vmsock};
 use anyhow::Context as _;
 use rustix::fs::FlockOperation;
 use std::path::{Path, PathBuf};
@@ -12,9 +12,10 @@ const PARTIAL_AGE_MIN: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Temporary files of a minute ago may be in use.
 const TEMPORARY_AGE_MIN: Duration = Duration::from_secs(60);
 
-/// Directories of vms, images and kernels that no row names, unfinished ones among them. Nobody may be pulling.
+/// Directories of vms, images and kernels that no row names, and templates of no use, unfinished ones among them. Nobody
+/// may be making any.
 pub(crate) fn of_store(daemon: &Daemon) -> anyhow::Result<Vec<PathBuf>> {
-    let mut found = Vec::new();
+    let mut found = template::old(&daemon.paths.templates())?;
     for parent in ["images", "kernels", "vms"] {
         // Before the rows: a vm that is made meanwhile has its row before its directory.
         let entries: Vec<_> =
@@ -34,14 +35,14 @@ pub(crate) fn of_store(daemon: &Daemon) -> anyhow::Result<Vec<PathBuf>> {
 /// Everything that is left over while the daemon runs; what may be in use is not.
 pub(crate) fn find(daemon: &Daemon) -> anyhow::Result<Vec<PathBuf>> {
     // A pull's files are there before its row.
-    let alone = daemon.pulling.try_lock().is_ok();
+    let alone = daemon.pulling.try_lock().is_ok() && daemon.templates.try_lock().is_ok();
     list(daemon, alone)
 }
 
 /// Removes everything that is left over; returns how many files and directories that were.
 pub(crate) async fn mend(daemon: &Daemon) -> anyhow::Result<usize> {
-    let alone = daemon.pulling.try_lock();
-    let found = list(daemon, alone.is_ok())?;
+    let alone = (daemon.pulling.try_lock(), daemon.templates.try_lock());
+    let found = list(daemon, alone.0.is_ok() && alone.1.is_ok())?;
     for path in &found {
         remove(path).await?;
     }

@@ -18,7 +18,7 @@ mod link;
 mod machine;
 mod monitor;
 mod net;
-mod root;
+pub(crate) mod root;
 mod vm;
 
 use crate::plan::{DISK_FILE, END_FILE, PLAN_FILE, VmPlan};

@@ -2,9 +2,14 @@
 
 use super::link;
 use banger_vmm::qmp::{self, Event};
-use std::io;
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+use std::fs::File;
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::os::fd::AsFd as _;
 use std::path::Path;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::mpsc;
 
@@ -31,6 +36,22 @@ impl Monitor {
     /// Returns the next event; none when the VMM has closed the connection.
     pub(crate) async fn next(&mut self) -> Option<Event> {
         self.events.recv().await
+    }
+
+    /// Has the machine saved into `file`. [`Event::Saved`] or [`Event::Refused`] comes when that is done.
+    pub(crate) async fn save(&mut self, file: &File) -> io::Result<()> {
+        let text = format!("{}\n", qmp::SAVE);
+        let stream: &UnixStream = self.writer.as_ref();
+        let files = [file.as_fd()];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let send = || {
+            let mut ancillary = SendAncillaryBuffer::new(&mut space);
+            ancillary.push(SendAncillaryMessage::ScmRights(&files));
+            let text = [IoSlice::new(text.as_bytes())];
+            Ok(rustix::net::sendmsg(stream, &text, &mut ancillary, SendFlags::empty())?)
+        };
+        let sent = stream.async_io(tokio::io::Interest::WRITABLE, send).await?;
+        self.writer.write_all(&text.as_bytes()[sent..]).await
     }
 
     /// Lets the machine go on.

@@ -6,13 +6,15 @@ use super::monitor::Monitor;
 use super::net::starter::Starter;
 use super::net::{Child, Network, State};
 use super::{client, confine, machine, root};
-use crate::plan::{CONSOLE_FILE, SOCKET_FILE, VmPlan};
-use anyhow::Context as _;
+use crate::plan::{CONSOLE_FILE, SAVED_FILE, SAVED_INSIDE, SOCKET_FILE, Start, VmPlan};
+use anyhow::{Context as _, bail};
+use banger_vmm::MachinePlan;
 use banger_vmm::qmp::Event;
 use banger_wire::guest::{GuestMessage, HEARTBEAT_MS, HostMessage, Timing};
 use banger_wire::vm::{EndReason, Phase, VmEnd, VmStatus};
 use std::cell::RefCell;
-use std::os::fd::{OwnedFd, RawFd};
+use std::fs::File;
+use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
 use std::path::Path;
 use std::process::ExitStatus;
 use std::rc::Rc;
@@ -23,6 +25,8 @@ use tokio::sync::{mpsc, watch};
 
 /// A boot with no word from console or agent for this long is started again; nothing can have been written yet.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
+/// How long a machine may take to be saved.
+const SAVE_TIME: Duration = Duration::from_secs(60);
 /// How a kernel begins to say that it can't go on.
 const PANIC: &str = "Kernel panic";
 /// How often a boot that comes to nothing is started again.
@@ -71,6 +75,7 @@ pub(crate) async fn run(plan: &VmPlan, disk: RawFd, starter: Option<Starter>) ->
         phase: Phase::Preparing,
         vmm_pid: None,
         hello: None,
+        boot_id: None,
         timings: Vec::new(),
         watchdog_restarts: 0,
         network_warning: None,
@@ -98,6 +103,8 @@ pub(crate) async fn run(plan: &VmPlan, disk: RawFd, starter: Option<Starter>) ->
         network,
         network_told: false,
         started,
+        may_restore: plan.start == Start::Restore,
+        restored: false,
         configured: false,
         init_ready: false,
         stop_reason: None,
@@ -106,13 +113,21 @@ pub(crate) async fn run(plan: &VmPlan, disk: RawFd, starter: Option<Starter>) ->
     let end = loop {
         match life.boot(&mut order_queue).await? {
             Outcome::End(end) => break end,
-            Outcome::Fruitless => shared.status.send_modify(|status| status.watchdog_restarts += 1),
+            Outcome::Fruitless => {
+                // What the saved machine is good for has been seen.
+                life.may_restore = false;
+                shared.status.send_modify(|status| {
+                    status.watchdog_restarts += 1;
+                    status.hello = None;
+                });
+            }
             Outcome::Again => {
                 life.started = Instant::now();
                 (life.configured, life.init_ready) = (false, false);
                 shared.status.send_modify(|status| {
                     status.phase = Phase::Preparing;
                     status.hello = None;
+                    status.boot_id = None;
                     status.timings.clear();
                     status.watchdog_restarts = 0;
                 });
@@ -134,6 +149,10 @@ struct Life<'a> {
     /// The network's part of the timings has been told.
     network_told: bool,
     started: Instant,
+    /// The next VMM goes on from the saved machine.
+    may_restore: bool,
+    /// This VMM does.
+    restored: bool,
     /// The guest has configured itself; it is ready once the network is settled too.
     configured: bool,
     /// The image's init has reported that it is done.
@@ -144,8 +163,12 @@ struct Life<'a> {
 impl Life<'_> {
     /// Starts the VMM once and stays with it until it has ended.
     async fn boot(&mut self, orders: &mut mpsc::Receiver<Order>) -> anyhow::Result<Outcome> {
-        let launch = banger_vmm::qemu::launch(&self.network.machine(&self.plan.machine));
-        let keep = self.network.tap().into_iter().chain([self.disk]).collect();
+        let saved = self.saved();
+        self.restored = saved.is_some();
+        let saved_fd = saved.as_ref().map(File::as_raw_fd);
+        let machine = MachinePlan { saved_fd, ..self.network.machine(&self.plan.machine) };
+        let launch = banger_vmm::qemu::launch(&machine);
+        let keep = self.network.tap().into_iter().chain([self.disk]).chain(saved_fd).collect();
         let confinement = confine::vmm(self.plan)?;
         let (mut vmm, output) = machine::start(&launch, keep, confinement, &self.network.thread).await?;
         self.shared.status.send_modify(|status| {
@@ -165,8 +188,12 @@ impl Life<'_> {
         };
         let Some((link, mut messages)) = connected else {
             let _ = reading.await;
-            return Ok(Outcome::End(self.vmm_failed(&console.borrow())));
+            return Ok(self.vmm_failed(&console.borrow()));
         };
+        if self.restored {
+            // It spoke before it was saved; it is asked to do so again.
+            link.control_later(&HostMessage::Ping { seq: 0 });
+        }
         let connected = tokio::select! {
             monitor = Monitor::connect(&launch.control_socket) => monitor.ok(),
             _ = vmm.ended() => None,
@@ -175,7 +202,7 @@ impl Life<'_> {
             vmm.kill();
             let _ = vmm.ended().await;
             let _ = reading.await;
-            return Ok(Outcome::End(self.vmm_failed(&console.borrow())));
+            return Ok(self.vmm_failed(&console.borrow()));
         };
         let mut resume_at = None;
         let mut reset = false;
@@ -210,6 +237,7 @@ impl Life<'_> {
                     }
                     Event::Resumed => self.shared.status.send_modify(|status| status.paused = None),
                     Event::Reset => reset = true,
+                    Event::Saved | Event::Refused(_) => {}
                 },
                 () = sleep_until(resume_at), if resume_at.is_some() => {
                     resume_at = None;
@@ -221,6 +249,12 @@ impl Life<'_> {
                 }
                 Some(message) = messages.recv() => {
                     spoken = true;
+                    if self.plan.start == Start::Save && matches!(message, GuestMessage::Hello(_)) {
+                        let end = self.save(&mut monitor).await?;
+                        vmm.kill();
+                        let _ = vmm.ended().await;
+                        return Ok(Outcome::End(end));
+                    }
                     self.message(message, &link);
                 }
                 Ok(()) = self.network_state.changed() => self.network_changed(),
@@ -248,6 +282,30 @@ impl Life<'_> {
         }
     }
 
+    /// The machine to go on from, if it fits the network that could be made.
+    fn saved(&self) -> Option<File> {
+        let fits = self.network.has_link() == self.plan.guest.network.is_some();
+        if self.may_restore && fits { File::open(SAVED_INSIDE).ok() } else { None }
+    }
+
+    /// Saves the machine.
+    async fn save(&self, monitor: &mut Monitor) -> anyhow::Result<VmEnd> {
+        let path = Path::new(root::VM_DIR).join(SAVED_FILE);
+        let file = File::create(path).context("make the file for the machine")?;
+        let saved = async {
+            monitor.save(&file).await.context("ask for the machine to be saved")?;
+            loop {
+                match monitor.next().await.context("the VMM ended while the machine was saved")? {
+                    Event::Saved => return Ok(()),
+                    Event::Refused(why) => bail!("save the machine: {}", why.escape_debug()),
+                    _ => {}
+                }
+            }
+        };
+        tokio::time::timeout(SAVE_TIME, saved).await.context("the machine was not saved in time")??;
+        Ok(VmEnd { reason: EndReason::Stopped, detail: "saved".to_owned() })
+    }
+
     fn is_ready(&self) -> bool {
         matches!(self.shared.status.borrow().phase, Phase::Ready | Phase::InitReady)
     }
@@ -264,7 +322,7 @@ impl Life<'_> {
                     status.phase = Phase::Configuring;
                     status.hello = Some(hello);
                 });
-                self.stage("boot to agent");
+                self.stage(if self.restored { "restore to agent" } else { "boot to agent" });
                 let mut config = self.plan.guest.clone();
                 config.unix_ns = unix_ns();
                 if !self.network.has_link() {
@@ -272,7 +330,8 @@ impl Life<'_> {
                 }
                 link.control_later(&HostMessage::Configure(Box::new(config)));
             }
-            GuestMessage::Configured { .. } if self.is_booting() => {
+            GuestMessage::Configured { boot_id, .. } if self.is_booting() => {
+                self.shared.status.send_modify(|status| status.boot_id = Some(boot_id));
                 *self.shared.link.borrow_mut() = Some(link.clone());
                 self.stage("configure guest");
                 self.configured = true;
@@ -358,9 +417,12 @@ impl Life<'_> {
         self.shared.status.send_modify(|status| status.phase = Phase::Failed { stage, cause });
     }
 
-    fn vmm_failed(&self, console: &Console) -> VmEnd {
+    fn vmm_failed(&self, console: &Console) -> Outcome {
+        if self.restored && self.may_try_again() {
+            return Outcome::Fruitless;
+        }
         let last = console.last_line().unwrap_or_else(|| "it printed nothing".to_owned());
-        VmEnd { reason: EndReason::Failed, detail: format!("the VMM ended at once: {last}") }
+        Outcome::End(VmEnd { reason: EndReason::Failed, detail: format!("the VMM ended at once: {last}") })
     }
 
     /// What comes after the VMM's end.
@@ -368,6 +430,7 @@ impl Life<'_> {
         let end = |reason, detail: &str| Outcome::End(VmEnd { reason, detail: detail.to_owned() });
         let panic = console.last_line_with(PANIC).filter(|_| reset);
         match self.stop_reason {
+            None if self.restored && self.may_try_again() => Outcome::Fruitless,
             Some(EndReason::Stopped) | None if let Some(status) = failed => {
                 let last = console.last_line().unwrap_or_else(|| "nothing".to_owned());
                 end(EndReason::Failed, &format!("the VMM ended with {status}; it said last: {last}"))

@@ -13,7 +13,7 @@ pub(crate) mod grants;
 mod syscalls;
 
 use super::net::NetThread;
-use crate::plan::{Layer, VmPlan};
+use crate::plan::{Layer, Start, VmPlan};
 use anyhow::Context as _;
 use banger_sys::confine::{Confinement, Limit};
 use banger_sys::namespace::Capability;
@@ -26,6 +26,8 @@ const LANDLOCK: ABI = ABI::V6;
 /// Memory a VMM maps besides the guest's: its program, 128 MiB of translated code, 8 MiB of stack for each processor and
 /// each of 64 workers, allocations. QEMU 7.2 has been seen with 0.8 GiB.
 const VMM_MEMORY: u64 = 3 << 30;
+/// What a saved machine has besides its memory, and for each of its pages.
+const SAVED_MORE: u64 = 64 << 20;
 /// Descriptors of a VMM: a few for each drive and processor.
 const VMM_FILES: u64 = 1024;
 /// Threads and processes of one vm. A VMM has one for each processor and up to 64 for its disks.
@@ -100,7 +102,7 @@ fn limits(plan: &VmPlan, processes_per_namespace: bool) -> Vec<(Limit, u64)> {
         (Limit::LockedMemory, 0),
         (Limit::OpenFiles, VMM_FILES),
         // It fills the disk it has and makes it no longer.
-        (Limit::FileSize, writable_len(plan)),
+        (Limit::FileSize, if plan.start == Start::Save { memory + SAVED_MORE } else { writable_len(plan) }),
     ];
     if processes_per_namespace {
         limits.push((Limit::Processes, VM_PROCESSES + u64::from(plan.machine.vcpu)));

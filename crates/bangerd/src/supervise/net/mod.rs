@@ -104,8 +104,8 @@ impl Network {
     /// The VMM finds the tap under the number it has here. Moving it to one chosen beforehand could hit a descriptor
     /// that the start of a process itself needs.
     pub(crate) fn machine(&self, plan: &MachinePlan) -> MachinePlan {
-        let device = |tap_fd| NetDevice { mac: GUEST_MAC.to_owned(), tap_fd };
-        MachinePlan { net: self.tap().map(device), ..plan.clone() }
+        let device = |tap_fd| NetDevice { mac: GUEST_MAC.to_owned(), tap_fd: Some(tap_fd) };
+        MachinePlan { net: self.tap().map(device).or_else(|| plan.net.clone()), ..plan.clone() }
     }
 
     /// Puts the policy in force and then opens the way out, beside whatever else happens. A second call changes nothing.

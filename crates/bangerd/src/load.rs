@@ -2,6 +2,7 @@
 
 use crate::daemon::Daemon;
 use crate::pull::{ROOTFS_FILE, image_name, oci_row, sink, staging};
+use crate::serve::hint_for;
 use crate::store::ImageRow;
 use anyhow::Context as _;
 use banger_image::oci::{Archive, Limits, LocalImage, Platform};
@@ -51,7 +52,8 @@ impl Daemon {
             let mut wire = WireError::new(ErrorCode::Failed, format!("could not load `{}`", load.label));
             let cause = WireError::from_error(ErrorCode::Failed, error);
             wire.causes = std::iter::once(cause.message).chain(cause.causes).collect();
-            wire.hinted("it must be what `docker save`, `podman save`, `skopeo` or `buildah` writes")
+            let hint = "it must be what `docker save`, `podman save`, `skopeo` or `buildah` writes";
+            wire.hinted(hint_for(error, hint))
         };
         let _ = events.send(Event::Step { label: format!("read {}", load.label.escape_debug()) });
         // CRASH: what is left of it is removed at the next start.
@@ -100,7 +102,8 @@ impl Daemon {
             let mut wire = WireError::new(ErrorCode::Failed, format!("could not use image `{text}`"));
             let cause = WireError::from_error(ErrorCode::Failed, error);
             wire.causes = std::iter::once(cause.message).chain(cause.causes).collect();
-            wire.hinted("it must be a directory with an OCI layout, as `skopeo copy … oci:DIR:TAG` writes it")
+            let hint = "it must be a directory with an OCI layout, as `skopeo copy … oci:DIR:TAG` writes it";
+            wire.hinted(hint_for(error, hint))
         };
         let (dir, tag) = split_layout(text)?;
         let found = tokio::task::spawn_blocking(move || {

@@ -4,6 +4,7 @@ use crate::config::Config;
 use crate::daemon::{Daemon, now};
 use crate::load::LAYOUT_PREFIX;
 use crate::plan::{DISK_FILE, Inputs};
+use crate::serve::hint_for;
 use crate::store::{ImageRow, KernelRow, VmRow};
 use crate::{initramfs, plan, vmsock};
 use anyhow::{Context as _, bail};
@@ -208,10 +209,11 @@ impl Daemon {
         events: &UnboundedSender<Event>,
     ) -> anyhow::Result<ImageRow> {
         let explain = |error: OciError| {
-            WireError::from_error(ErrorCode::Failed, &error).hinted(format!(
+            let hint = format!(
                 "check its name and that the registry can be reached; {} come from Debian",
                 recipes()
-            ))
+            );
+            WireError::from_error(ErrorCode::Failed, &error).hinted(hint_for(&error, &hint))
         };
         let config = RegistryConfig {
             hosts: Config::load()?.hosts(),

@@ -2,6 +2,8 @@
 
 use crate::support::{IMAGE, Owner, run};
 use insta::assert_snapshot;
+use serde_json::json;
+use sha2::{Digest as _, Sha256};
 use std::process::{Command, Output};
 
 /// The status and what was said, with what differs from run to run replaced.
@@ -45,6 +47,53 @@ fn requests_that_can_not_be_met() {
     assert_snapshot!(said.replace(&memory, "[all memory]"));
     owner.ok(["vm", "delete", "idle"]);
     owner.assert_nothing_left();
+}
+
+#[test]
+fn a_disk_without_room() {
+    let owner = Owner::new();
+    run(owner.program("mkdir").args(["-p", "-m", "700"]).arg(owner.state()));
+    let archive = owner.home().join("large.tar");
+    docker_archive(&archive, 24 << 20);
+    // A small disk that is there for these commands only.
+    let script = format!(
+        "mount -t tmpfs -o size=16m,mode=700 none {state} && banger image load -i {archive}; echo $?
+        ls -A {state}/images {state}/templates; banger image list; banger daemon stop",
+        state = owner.state().display(),
+        archive = archive.display()
+    );
+    let mut command = owner.program("unshare");
+    let command = command.args(["-Um", "--map-current-user", "--keep-caps", "sh", "-c", &script]);
+    let output = command.output().unwrap();
+    let text = [output.stdout, output.stderr].concat();
+    assert_snapshot!(String::from_utf8_lossy(&text).replace(owner.home().to_str().unwrap(), "~"));
+}
+
+/// An image of one file, as `docker save` writes it.
+fn docker_archive(path: &std::path::Path, len: usize) {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    // Nothing that a filesystem could leave out.
+    std::fs::write(at("file"), (0..len).map(|i| (i * 31 / 7) as u8 | 1).collect::<Vec<_>>()).unwrap();
+    let tar = |archive: &std::path::Path, names: &[&str]| {
+        run(Command::new("tar")
+            .args(["--mtime=@0", "--owner=0", "--group=0", "--mode=0644", "-cf"])
+            .arg(archive)
+            .arg("-C")
+            .arg(dir.path())
+            .args(names));
+    };
+    tar(&at("layer.tar"), &["file"]);
+    let layer = std::fs::read(at("layer.tar")).unwrap();
+    let digest: String = Sha256::digest(&layer).iter().map(|byte| format!("{byte:02x}")).collect();
+    let config = json!({
+        "architecture": "amd64", "os": "linux", "config": {},
+        "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{digest}")]}
+    });
+    std::fs::write(at("config.json"), config.to_string()).unwrap();
+    let manifest = json!([{"Config": "config.json", "RepoTags": ["large:1"], "Layers": ["layer.tar"]}]);
+    std::fs::write(at("manifest.json"), manifest.to_string()).unwrap();
+    tar(path, &["manifest.json", "config.json", "layer.tar"]);
 }
 
 #[test]

@@ -187,12 +187,13 @@ fn an_init_that_gives_up_does_not_spoil_the_end() {
     let layer = registry.layer("fragile");
     install(&layer.join("bin/busybox"), &std::fs::read("/bin/busybox").unwrap());
     // It ends, and with it the kernel, as soon as one of its children is killed.
-    let init = "#!/bin/busybox sh\nset -e\nwhile :; do /bin/busybox sleep 1; done\n";
+    let init = "#!/bin/busybox sh\nset -e\necho > /up\nwhile :; do /bin/busybox sleep 1; done\n";
     install(&layer.join("sbin/init"), init.as_bytes());
     registry.push("fragile:1", &[(&layer, "gzip")], json!({}));
     let image = registry.reference("fragile:1");
     owner.ok(["vm", "create", "--name", "fragile", "--image", &image, "--wait", "agent"]);
-    owner.ok(["vm", "exec", "fragile", "--", "/bin/busybox", "pgrep", "-x", "sleep"]);
+    let wait = "until [ -e /up ]; do /bin/busybox sleep 0.1; done";
+    owner.ok(["vm", "exec", "fragile", "--", "/bin/busybox", "sh", "-c", wait]);
     owner.ok(["vm", "stop", "fragile"]);
     assert_eq!(owner.json(&["vm", "show", "--json", "fragile"])["state"], "stopped");
     owner.ok(["vm", "delete", "fragile"]);

@@ -19,7 +19,7 @@ fn a_command_in_a_vm_of_its_own() {
     assert_eq!(String::from_utf8_lossy(&output.stderr), "", "quiet when nobody watches");
     let output = owner.vm_run(["-v", "--", "true"]);
     let said = String::from_utf8_lossy(&output.stderr);
-    for part in ["boot to agent", "configure guest", "ready in "] {
+    for part in [" to agent ", "configure guest", "ready in "] {
         assert!(said.contains(part), "{said}");
     }
     owner.assert_nothing_left();
@@ -28,6 +28,10 @@ fn a_command_in_a_vm_of_its_own() {
 #[test]
 fn statuses_arguments_and_streams_are_the_commands() {
     let owner = Owner::with_store();
+    let output = owner.vm_run(["--", "sh", "-c", "exit 42"]);
+    assert_eq!(output.status.code(), Some(42), "{}{}", show(&output), owner.logs());
+    let output = owner.vm_run(["--", "printf", "%s|", "a b", "c'd", ""]);
+    assert_eq!(output.stdout, b"a b|c'd||", "{}{}", show(&output), owner.logs());
     owner.ok(["vm", "run", "-d", "--name", "web", "--image", IMAGE]);
     for (command, code) in [
         (&["sh", "-c", "exit 42"][..], 42),
@@ -58,9 +62,8 @@ fn statuses_arguments_and_streams_are_the_commands() {
 fn a_pipe_of_256_mib_arrives_whole() {
     const LEN: usize = 256 << 20;
     let owner = Owner::with_store();
-    owner.ok(["vm", "run", "-d", "--name", "pipe", "--image", IMAGE]);
     let mut child = owner
-        .banger(["vm", "exec", "pipe", "--", "cat"])
+        .banger(["vm", "run", "--rm", "--image", IMAGE, "--", "cat"])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
@@ -97,6 +100,7 @@ fn a_pipe_of_256_mib_arrives_whole() {
     assert_eq!(len, LEN);
     assert_eq!(received.finalize(), writer.join().unwrap());
     println!("256 MiB there and back in {:.1} s", started.elapsed().as_secs_f64());
+    owner.assert_nothing_left();
 }
 
 #[test]
@@ -127,13 +131,21 @@ fn an_interrupt_reaches_the_command() {
 fn a_terminal_is_a_terminal() {
     let owner = Owner::with_store();
     owner.ok(["vm", "run", "-d", "--name", "tty", "--image", IMAGE]);
-    let script = "stty size; test -t 0 && test -t 1 && echo terminal; echo $TERM";
-    let mut command = owner.program("script");
-    command.env("TERM", "vt220").args(["-qec"]);
-    command.arg(format!("stty rows 33 cols 101; exec banger vm exec -t tty -- sh -c '{script}'"));
-    let output = command.arg("/dev/null").output().unwrap();
-    let text = String::from_utf8_lossy(&output.stdout).replace("\r\n", "\n");
+    let in_terminal = |outside: &str, inside: &str| {
+        let mut command = owner.program("script");
+        command.env("TERM", "vt220").args(["-qec"]);
+        command
+            .arg(format!("stty rows 33 cols 101; {outside} exec banger vm exec -t tty -- sh -c '{inside}'"));
+        let output = command.arg("/dev/null").output().unwrap();
+        String::from_utf8_lossy(&output.stdout).replace("\r\n", "\n")
+    };
+    let text = in_terminal("", "stty size; test -t 0 && test -t 1 && echo terminal; echo $TERM");
     assert!(text.contains("33 101\nterminal\nvt220\n"), "{text}");
+    // Another size while the command runs, which is told of it.
+    let resize = "t=$(tty); (sleep 2; stty -F $t rows 40 cols 120) &";
+    let wait = "trap \"stty size; exit\" WINCH; i=0; while [ $i -lt 200 ]; do sleep 0.1; i=$((i+1)); done";
+    let text = in_terminal(resize, wait);
+    assert!(text.contains("40 120\n"), "{text}");
 }
 
 #[test]
@@ -154,9 +166,9 @@ fn a_killed_client_takes_its_vm_along() {
 }
 
 #[test]
-fn four_at_once() {
+fn eight_at_once() {
     let owner = Owner::with_store();
-    let children: Vec<_> = (0..4)
+    let children: Vec<_> = (0..8)
         .map(|number| {
             let number = number.to_string();
             let mut command = owner.banger(["vm", "run", "--rm", "--memory", "256M", "--image", IMAGE]);

@@ -2,6 +2,7 @@
 
 use crate::programs::{Built, Profile};
 use anyhow::{Context as _, bail};
+use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Command, Stdio};
 
 /// The image most end-to-end tests use.
@@ -27,12 +28,17 @@ pub(crate) fn run() -> anyhow::Result<()> {
     let built = Built::new(Profile::Dev)?;
     let store = built.store(&[IMAGE])?;
     println!("== tests");
+    let scratch = tempfile::Builder::new().prefix("banger-ci-").tempdir()?;
+    // Tests work there as other users too.
+    std::fs::set_permissions(scratch.path(), std::fs::Permissions::from_mode(0o755))?;
     // Captured output would hide the tests' own `skipped:` lines, so it is collected here and shown again.
     let output = Command::new("cargo")
         .args(["test", "--workspace", "--all-features", "--no-fail-fast", "--", "--show-output"])
         // A vm keeps a processor busy while it boots; more at once only wait for each other.
         .args(["--test-threads", &std::thread::available_parallelism().map_or(2, |n| n.get()).to_string()])
         .env("BANGER_TEST_STORE", store.path())
+        // Some of what a run of tests has in common is there to its end, and nobody's to remove.
+        .env("TMPDIR", scratch.path())
         .stderr(Stdio::inherit())
         .output()
         .context("start cargo test")?;

@@ -15,8 +15,10 @@ use std::time::{Duration, Instant};
 
 /// The image the tests use.
 pub(crate) const IMAGE: &str = "debian-bookworm-slim";
-/// Uids of owners: nobody's on an ordinary machine.
-static NEXT_UID: AtomicU32 = AtomicU32::new(1_870_000_000);
+/// Uids of owners: nobody's on an ordinary machine. Each run of the tests has a hundred of its own.
+const UID_FIRST: u32 = 1_800_000_000;
+const UIDS: u32 = 100;
+static NEXT_UID: AtomicU32 = AtomicU32::new(0);
 
 /// The programs, where every user can execute them.
 fn programs() -> &'static Path {
@@ -41,7 +43,7 @@ fn programs() -> &'static Path {
     })
 }
 
-/// A directory for the whole run; the last test that ends leaves it to the system's own cleaning, emptied of images.
+/// A directory for the whole run, below the temporary one, which whoever runs all checks removes afterwards.
 fn scratch() -> &'static Path {
     static DIR: OnceLock<tempfile::TempDir> = OnceLock::new();
     DIR.get_or_init(|| {
@@ -87,8 +89,12 @@ pub(crate) struct Owner {
 impl Owner {
     /// Returns an owner with nothing in the home directory.
     pub(crate) fn new() -> Self {
-        let uid = is_root().then(|| NEXT_UID.fetch_add(1, Ordering::Relaxed));
-        Self::with_uid(uid)
+        let next = || {
+            let number = NEXT_UID.fetch_add(1, Ordering::Relaxed);
+            assert!(number < UIDS);
+            UID_FIRST + std::process::id() % 500_000 * UIDS + number
+        };
+        Self::with_uid(is_root().then(next))
     }
 
     /// Returns root, with nothing in the home directory.

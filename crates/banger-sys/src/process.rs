@@ -9,6 +9,7 @@ use std::io;
 ///
 /// # Errors
 /// When there is no such process, or the caller may not trace it.
+#[allow(clippy::disallowed_methods, reason = "no call waits for a traced thread's stop with a deadline")]
 pub fn hold(pid: i32, patience: std::time::Duration) -> io::Result<()> {
     let deadline = std::time::Instant::now() + patience;
     for entry in std::fs::read_dir(format!("/proc/{pid}/task"))? {
@@ -62,8 +63,10 @@ mod tests {
         assert_eq!(state(), Some('t'));
         let process = rustix::process::Pid::from_child(&child);
         rustix::process::kill_process(process, rustix::process::Signal::TERM).unwrap();
-        std::thread::sleep(Duration::from_millis(50));
-        assert_eq!(state(), Some('t'), "no signal wakes it");
+        let silence = rustix::time::Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
+        let mut said = [rustix::event::PollFd::new(&output, rustix::event::PollFlags::IN)];
+        assert_eq!(rustix::event::poll(&mut said, Some(&silence)).unwrap(), 0, "no signal wakes it");
+        assert_eq!(state(), Some('t'));
         child.kill().unwrap();
         child.wait().unwrap();
         let mut rest = String::new();

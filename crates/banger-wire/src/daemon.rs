@@ -55,6 +55,15 @@ pub enum Request {
         /// Delete a running one too.
         force: bool,
     },
+    /// Changes what a vm has from its next start on; refused while it runs. Ends with `Outcome::Vm`.
+    VmSet {
+        /// Name, id or unique id prefix.
+        vm: String,
+        /// Virtual processors.
+        vcpu: Option<u32>,
+        /// Memory.
+        memory: Option<Mebibytes>,
+    },
     /// Lists all vms; ends with `Outcome::Vms`.
     VmList,
     /// Shows one vm; ends with `Outcome::Vm`.

@@ -103,8 +103,12 @@ pub(crate) enum VmCommand {
     Start(StartArgs),
     /// Stop vms in order.
     Stop(StopArgs),
+    /// Stop vms in order and start them again.
+    Restart(RestartArgs),
     /// End vms at once.
     Kill(RefsArgs),
+    /// Give a vm other processors or memory, from its next start on.
+    Set(SetArgs),
     /// Delete vms and their disks.
     #[command(alias = "rm")]
     Delete(DeleteArgs),
@@ -261,6 +265,34 @@ pub(crate) struct StopArgs {
     /// Use force after this time.
     #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "30s")]
     pub(crate) timeout: Duration,
+}
+
+/// `banger vm restart`.
+#[derive(Debug, Args)]
+pub(crate) struct RestartArgs {
+    #[command(flatten)]
+    pub(crate) stop: StopArgs,
+    /// What started means.
+    #[arg(long, value_name = "STATE", default_value = "agent")]
+    pub(crate) wait: WaitArg,
+}
+
+/// `banger vm set`.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = true, id = "change")]
+pub(crate) struct SetArgs {
+    /// Name, id or the beginning of an id.
+    #[arg(value_name = "REF", group = "vms")]
+    pub(crate) vm: String,
+    /// Virtual processors.
+    #[arg(long, value_name = "N", group = "change", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) vcpu: Option<u32>,
+    /// Memory, such as `512M` or `2G`.
+    #[arg(long, value_name = "SIZE", group = "change")]
+    pub(crate) memory: Option<Mebibytes>,
+    /// Print JSON.
+    #[arg(long, group = "shape")]
+    pub(crate) json: bool,
 }
 
 /// `banger vm delete`.

@@ -1,6 +1,8 @@
 //! The vm commands without a session: life cycle, lists, pruning.
 
-use crate::args::{DeleteArgs, ListArgs, PruneArgs, RefsArgs, ShowArgs, StartArgs, StopArgs, VmCommand};
+use crate::args::{
+    DeleteArgs, ListArgs, PruneArgs, RefsArgs, RestartArgs, SetArgs, ShowArgs, StartArgs, StopArgs, VmCommand,
+};
 use crate::context::{Context, expect_outcome};
 use crate::stop::{Ended, Stop, invalid};
 use crate::streams;
@@ -18,7 +20,9 @@ pub(crate) async fn dispatch(context: &mut Context, command: VmCommand) -> Ended
         VmCommand::Exec(args) => run::exec(context, *args).await,
         VmCommand::Start(args) => start(context, args).await,
         VmCommand::Stop(args) => stop(context, args).await,
+        VmCommand::Restart(args) => restart(context, args).await,
         VmCommand::Kill(RefsArgs { vms }) => each(context, vms, "killed", |vm| Request::VmKill { vm }).await,
+        VmCommand::Set(args) => set(context, args).await,
         VmCommand::Delete(DeleteArgs { refs, force }) => {
             each(context, refs.vms, "deleted", |vm| Request::VmDelete { vm, force }).await
         }
@@ -42,9 +46,36 @@ async fn start(context: &mut Context, args: StartArgs) -> Ended {
     }
 }
 
+impl StopArgs {
+    fn grace_ms(&self) -> u64 {
+        u64::try_from(self.timeout.as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
 async fn stop(context: &mut Context, args: StopArgs) -> Ended {
-    let grace_ms = u64::try_from(args.timeout.as_millis()).unwrap_or(u64::MAX);
+    let grace_ms = args.grace_ms();
     each(context, args.refs.vms, "stopped", |vm| Request::VmStop { vm, grace_ms }).await
+}
+
+async fn restart(context: &mut Context, args: RestartArgs) -> Ended {
+    let (grace_ms, wait) = (args.stop.grace_ms(), args.wait.into());
+    let requests =
+        |vm: String| vec![Request::VmStop { vm: vm.clone(), grace_ms }, Request::VmStart { vm, wait }];
+    each_in_turn(context, args.stop.refs.vms, "restarted", requests).await
+}
+
+async fn set(context: &mut Context, args: SetArgs) -> Ended {
+    let request = Request::VmSet { vm: args.vm, vcpu: args.vcpu, memory: args.memory };
+    let outcome = context.ask(request).await?;
+    let vm = expect_outcome!(outcome, Vm)?;
+    if args.json {
+        context.ui.json(&vm)?;
+    } else {
+        context
+            .ui
+            .data(&format!("{} has {} vcpu and {} from its next start\n", vm.name, vm.vcpu, vm.memory))?;
+    }
+    Ok(0)
 }
 
 /// Sends one request for each name, all at once, and reports each as it ends.
@@ -54,11 +85,27 @@ pub(crate) async fn each<N: Ord + Clone + ToString>(
     verb: &str,
     request: impl Fn(N) -> Request,
 ) -> Ended {
+    each_in_turn(context, names, verb, |name| vec![request(name)]).await
+}
+
+/// The same with several requests, one after another while they succeed.
+async fn each_in_turn<N: Ord + Clone + ToString>(
+    context: &mut Context,
+    names: Vec<N>,
+    verb: &str,
+    requests: impl Fn(N) -> Vec<Request>,
+) -> Ended {
     let mut tasks = tokio::task::JoinSet::new();
     for name in BTreeSet::from_iter(names) {
-        let (client, request, name) = (context.client.clone(), request(name.clone()), name.to_string());
+        let (client, requests, name) = (context.client.clone(), requests(name.clone()), name.to_string());
         tasks.spawn(async move {
-            let result = client.ask(request, &mut |_| {}).await;
+            let mut result = Ok(());
+            for request in requests {
+                result = client.ask(request, &mut |_| {}).await.map(drop);
+                if result.is_err() {
+                    break;
+                }
+            }
             (name, result)
         });
     }
@@ -67,7 +114,7 @@ pub(crate) async fn each<N: Ord + Clone + ToString>(
         let (name, result) = joined
             .map_err(|error| Stop::from(crate::stop::failed("a request did not end as it should", &error)))?;
         match result {
-            Ok(_) => context.ui.data(&format!("{verb} {}\n", crate::text::escape(&name)))?,
+            Ok(()) => context.ui.data(&format!("{verb} {}\n", crate::text::escape(&name)))?,
             Err(error) => {
                 context.ui.error(&error);
                 told = true;

@@ -69,6 +69,24 @@ fn invalid(message: impl Into<String>) -> anyhow::Error {
     WireError::new(ErrorCode::Invalid, message).into()
 }
 
+fn ram() -> Mebibytes {
+    Mebibytes(rustix::system::sysinfo().totalram >> 20)
+}
+
+/// Refuses processors and memory that no vm can have here.
+pub(crate) fn check_size(vcpu: u32, memory: Mebibytes) -> anyhow::Result<()> {
+    let ram = ram();
+    if !(1..=VCPU_MAX).contains(&vcpu) {
+        return Err(invalid(format!("{vcpu} virtual processors: there can be 1 to {VCPU_MAX}")));
+    }
+    if memory < MEMORY_MIN || memory > ram {
+        return Err(invalid(format!(
+            "{memory} of memory: there can be {MEMORY_MIN} to {ram} on this machine"
+        )));
+    }
+    Ok(())
+}
+
 /// A request with every default filled in.
 struct Resolved {
     summary: PlanSummary,
@@ -137,16 +155,8 @@ impl Daemon {
         }
         let cpus = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
         let vcpu = spec.vcpu.unwrap_or((cpus / 4).clamp(1, 4));
-        if !(1..=VCPU_MAX).contains(&vcpu) {
-            return Err(invalid(format!("{vcpu} virtual processors: there can be 1 to {VCPU_MAX}")));
-        }
-        let ram = Mebibytes(rustix::system::sysinfo().totalram >> 20);
-        let memory = spec.memory.unwrap_or(Mebibytes((ram.0 / 8).clamp(512, 8 * 1024)));
-        if memory < MEMORY_MIN || memory > ram {
-            return Err(invalid(format!(
-                "{memory} of memory: there can be {MEMORY_MIN} to {ram} on this machine"
-            )));
-        }
+        let memory = spec.memory.unwrap_or(Mebibytes((ram().0 / 8).clamp(512, 8 * 1024)));
+        check_size(vcpu, memory)?;
         let disk_size = spec.disk_size.unwrap_or(DEFAULT_DISK);
         if !(DISK_MIN..=DISK_MAX).contains(&disk_size) {
             return Err(invalid(format!("a disk of {disk_size}: there can be {DISK_MIN} to {DISK_MAX}")));

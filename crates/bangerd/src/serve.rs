@@ -273,6 +273,7 @@ async fn perform(
         Request::VmStop { vm, grace_ms } => daemon.stop(&vm, VmRequest::Stop { grace_ms }).await,
         Request::VmKill { vm } => daemon.stop(&vm, VmRequest::Kill).await,
         Request::VmDelete { vm, force } => daemon.delete(&vm, force).await,
+        Request::VmSet { vm, vcpu, memory } => daemon.set(&vm, vcpu, memory).await,
         Request::VmList => Ok(Outcome::Vms(daemon.store.vms()?.iter().map(|row| daemon.view(row)).collect())),
         Request::VmShow { vm } => {
             let row = daemon.row(&vm)?;

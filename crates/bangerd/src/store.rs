@@ -157,6 +157,12 @@ impl Store {
         Ok(())
     }
 
+    pub(crate) fn set_size(&self, id: &VmId, vcpu: u32, memory: Mebibytes) -> anyhow::Result<()> {
+        let update = "UPDATE vm SET vcpu = ?, memory = ? WHERE id = ?";
+        self.lock().execute(update, params![vcpu, memory.0, id.as_str()])?;
+        Ok(())
+    }
+
     pub(crate) fn delete_vm(&self, id: &VmId) -> anyhow::Result<()> {
         self.lock().execute("DELETE FROM vm WHERE id = ?", [id.as_str()])?;
         Ok(())

@@ -86,6 +86,41 @@ fn a_reboot_inside_boots_again() {
 }
 
 #[test]
+fn a_restart_is_another_boot_with_what_was_set() {
+    let owner = Owner::with_store();
+    let sized = ["--memory", "256M", "--image", IMAGE];
+    owner.ok([&["vm", "create", "--name", "one"][..], &sized].concat());
+    owner.ok([&["vm", "create", "--no-start", "--name", "two"][..], &sized].concat());
+    let script = "cat /proc/sys/kernel/random/boot_id; nproc; free -m | awk '/Mem/ { print ($2 > 300) }'";
+    let inside = |name| owner.ok(["vm", "exec", name, "--", "sh", "-c", script]);
+    let before = inside("one");
+    assert!(before.ends_with("\n1\n0\n"), "{before}");
+    let output = owner.banger(["vm", "set", "--vcpu", "2", "one"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert_eq!(
+        String::from_utf8_lossy(&output.stderr),
+        "error: vm `one` is running, and has its processors and memory from its start\n\
+         hint: stop it with `banger vm stop one` first\n"
+    );
+    owner.ok(["vm", "stop", "one"]);
+    let said = owner.ok(["vm", "set", "--vcpu", "2", "--memory", "512M", "one"]);
+    assert_eq!(said, "one has 2 vcpu and 512 MiB from its next start\n");
+    let output = owner.banger(["vm", "set", "--memory", "1M", "one"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2), "{}", show(&output));
+    // One that does not run is started.
+    let restarted = owner.ok(["vm", "restart", "one", "two"]);
+    assert!(restarted.contains("restarted one\n") && restarted.contains("restarted two\n"), "{restarted}");
+    assert!(inside("one").ends_with("\n2\n1\n"), "{}", inside("one"));
+    let before = inside("two");
+    owner.ok(["vm", "exec", "two", "--", "sh", "-c", "echo kept > /root/file"]);
+    owner.ok(["vm", "restart", "two"]);
+    assert_ne!(inside("two"), before, "another boot");
+    assert_eq!(owner.ok(["vm", "exec", "two", "--", "cat", "/root/file"]), "kept\n");
+    owner.ok(["vm", "delete", "-f", "one", "two"]);
+    owner.assert_nothing_left();
+}
+
+#[test]
 fn root_is_nobody_in_its_vms() {
     if !is_root() {
         return skip("vms of root: the tests do not run as root");

@@ -108,7 +108,10 @@ impl Daemon {
         // CRASH: an unfinished directory is left, and the next start removes it. Nothing is synced: after the host's next
         // start this is another template's time.
         std::fs::rename(staging.keep(), parent.join(name)).context("publish the template")?;
-        remove_idle(&parent)
+        if let Err(error) = remove_idle(&parent) {
+            tracing::warn!("remove templates nobody uses: {error:#}");
+        }
+        Ok(())
     }
 }
 

@@ -10,3 +10,4 @@ pub mod namespace;
 pub mod netif;
 pub mod netlink;
 pub mod tsc;
+pub mod vsock;

@@ -5,13 +5,30 @@ use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+/// What runs a machine.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Driver {
+    /// QEMU, emulating or with KVM.
+    #[default]
+    Qemu,
+    /// Firecracker, which needs KVM.
+    Firecracker,
+}
+
 /// A machine with every decision made. Paths are as the VMM's process will see them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MachinePlan {
+    /// The VMM.
+    #[serde(default)]
+    pub driver: Driver,
     /// The VMM's program.
     pub program: PathBuf,
     /// Use hardware virtualisation (KVM); software emulation otherwise.
     pub kvm: bool,
+    /// Devices are on a PCI bus. QEMU's always are; Firecracker's on pages of memory otherwise.
+    #[serde(default = "pci")]
+    pub pci: bool,
     /// Virtual processors.
     pub vcpu: u32,
     /// Memory.
@@ -32,6 +49,10 @@ pub struct MachinePlan {
     pub run_dir: PathBuf,
 }
 
+fn pci() -> bool {
+    true
+}
+
 /// A block device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Drive {
@@ -46,8 +67,10 @@ pub struct Drive {
 pub struct NetDevice {
     /// Hardware address, `52:54:00:…`.
     pub mac: String,
-    /// Descriptor number at which the VMM's process finds the open tap.
-    pub tap_fd: i32,
+    /// The tap's name in the VMM's network namespace.
+    pub tap: String,
+    /// Descriptor number at which the VMM's process finds the tap open. None: it opens it, and nobody else has it open.
+    pub tap_fd: Option<i32>,
 }
 
 /// How to start a VMM and where its ends are.
@@ -57,10 +80,32 @@ pub struct Launch {
     pub program: PathBuf,
     /// Arguments after the program's name.
     pub args: Vec<OsString>,
-    /// The kernel's whole command line, also within `args`.
+    /// Files the VMM reads, which have to be written before it starts.
+    pub files: Vec<(PathBuf, Vec<u8>)>,
+    /// Sockets the VMM makes, and makes only where nothing is. Those of an earlier boot have to go before it starts.
+    pub sockets: Vec<PathBuf>,
+    /// The kernel's command line, also within arguments or files. The VMM may add to it.
     pub cmdline: String,
-    /// Unix socket that carries the agent's byte stream; the VMM listens.
-    pub agent_socket: PathBuf,
-    /// Unix socket that controls the VMM; the VMM listens.
-    pub control_socket: PathBuf,
+    /// What carries the agent's byte stream.
+    pub agent: AgentSocket,
+    /// Unix socket that controls the VMM, where there is one; the VMM listens.
+    pub control_socket: Option<PathBuf>,
+}
+
+/// The Unix socket of the agent's byte stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AgentSocket {
+    /// The VMM listens, from some moment after its start.
+    Dial(PathBuf),
+    /// The VMM connects when the guest does. Whoever starts it has to listen before.
+    Listen(PathBuf),
+}
+
+/// Says how to start a machine. The console goes to the VMM's standard output.
+#[must_use]
+pub fn launch(plan: &MachinePlan) -> Launch {
+    match plan.driver {
+        Driver::Qemu => crate::qemu::launch(plan),
+        Driver::Firecracker => crate::firecracker::launch(plan),
+    }
 }

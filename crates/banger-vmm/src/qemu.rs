@@ -4,7 +4,7 @@
 //! then hangs before the kernel's first line, because it has a single reference to calibrate the clock by; q35 has
 //! others. The kernel is given the host's clock rate for the same reason.
 
-use crate::machine::{Launch, MachinePlan};
+use crate::machine::{AgentSocket, Launch, MachinePlan};
 use std::ffi::OsString;
 
 /// Name of the agent's virtio-serial port.
@@ -66,14 +66,26 @@ pub fn launch(plan: &MachinePlan) -> Launch {
         args.pair("-device", format!("virtio-blk-pci,drive=drive{number}"));
     }
     if let Some(net) = &plan.net {
-        args.pair("-netdev", format!("tap,id=net,fd={}", net.tap_fd));
+        let tap = match net.tap_fd {
+            Some(fd) => format!("fd={fd}"),
+            None => format!("ifname={},script=no,downscript=no", net.tap),
+        };
+        args.pair("-netdev", format!("tap,id=net,{tap}"));
         args.pair("-device", format!("virtio-net-pci,netdev=net,mac={},romfile=", net.mac));
     }
     let mut control = option("unix:", control_socket.as_os_str());
     control.push(",server=on,wait=off");
     args.pair("-qmp", control);
     args.words("-sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
-    Launch { program: plan.program.clone(), args: args.0, cmdline, agent_socket, control_socket }
+    Launch {
+        program: plan.program.clone(),
+        args: args.0,
+        files: Vec::new(),
+        sockets: Vec::new(),
+        cmdline,
+        agent: AgentSocket::Dial(agent_socket),
+        control_socket: Some(control_socket),
+    }
 }
 
 /// In QEMU's option lists a comma ends a value; a doubled one is a comma of the value.
@@ -108,13 +120,15 @@ impl Args {
 #[cfg(test)]
 mod tests {
     use super::launch;
-    use crate::machine::{Drive, MachinePlan, NetDevice};
+    use crate::machine::{AgentSocket, Drive, Driver, MachinePlan, NetDevice};
     use banger_wire::size::Mebibytes;
 
     fn plan() -> MachinePlan {
         MachinePlan {
+            driver: Driver::Qemu,
             program: "/usr/bin/qemu-system-x86_64".into(),
             kvm: false,
+            pci: true,
             vcpu: 2,
             memory: Mebibytes(512),
             kernel: "/kernel/vmlinux".into(),
@@ -125,7 +139,11 @@ mod tests {
                 Drive { path: "/image/rootfs.ext4".into(), read_only: true },
                 Drive { path: "/vm/a,b.raw".into(), read_only: false },
             ],
-            net: Some(NetDevice { mac: "52:54:00:00:00:01".to_owned(), tap_fd: 3 }),
+            net: Some(NetDevice {
+                mac: "52:54:00:00:00:01".to_owned(),
+                tap: "tap0".to_owned(),
+                tap_fd: Some(3),
+            }),
             run_dir: "/run".into(),
         }
     }
@@ -139,7 +157,7 @@ mod tests {
             include_str!("../tests/golden/qemu-emulated.txt").trim_end(),
             "change the golden file when the change is meant"
         );
-        assert_eq!(launch.agent_socket.to_str(), Some("/run/agent.sock"));
+        assert_eq!(launch.agent, AgentSocket::Dial("/run/agent.sock".into()));
         assert!(launch.cmdline.ends_with(" tsc_early_khz=2599998 lpj=10399992 extra=1"));
     }
 

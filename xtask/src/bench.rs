@@ -3,7 +3,7 @@
 use crate::programs::{Built, Profile, Store};
 use anyhow::{Context as _, bail};
 use banger_tests::{code_that_powers_off, static_program};
-use banger_vmm::MachinePlan;
+use banger_vmm::{Driver, MachinePlan};
 use banger_wire::size::Mebibytes;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -118,8 +118,10 @@ impl Floor {
         std::fs::write(&initrd, cpio(&static_program(&code_that_powers_off())))?;
         let program = which("qemu-system-x86_64")?;
         let plan = MachinePlan {
+            driver: Driver::Qemu,
             program,
             kvm: false,
+            pci: true,
             vcpu: VCPU,
             memory: Mebibytes(MEMORY_MIB),
             kernel: store.path().join("kernels/generic-6.12/vmlinux"),

@@ -9,7 +9,7 @@ use crate::readiness::Readiness;
 use crate::shutdown;
 use banger_wire::frame::{Frame, Kind};
 use banger_wire::guest::{
-    GENERATION, GuestConfig, GuestMessage, Hello, HostMessage, InitMode, PORT_NAME, Timing,
+    GENERATION, GuestConfig, GuestMessage, Hello, HostMessage, InitMode, PORT_NAME, Timing, VSOCK_PORT,
 };
 use std::ffi::OsStr;
 use std::io;
@@ -24,7 +24,7 @@ const CLOCK_STEP: Duration = Duration::from_secs(1);
 /// Runs as the agent of a vm, started by process 1.
 pub(crate) fn run_in_guest() -> io::Result<()> {
     let _ = std::fs::write("/proc/self/oom_score_adj", "-1000");
-    run(|| Port::open(PORT_NAME), true)
+    run(|| Port::open(PORT_NAME, VSOCK_PORT), true)
 }
 
 /// Runs against a Unix socket on an ordinary machine, without touching it: for tests of the protocol.

@@ -1,13 +1,13 @@
 //! Which devices have their drivers when.
 //!
-//! Until the host says which vm this is, only the agent's port is in use. Drives and network are probed afterwards: they
+//! Until the host says which vm this is, only what the agent's stream is on is in use. Drives and network are probed afterwards: they
 //! can be others than those the kernel found when it booted, if the memory it booted into was saved and restored since.
 
 use std::path::Path;
 
 const BUS: &str = "/sys/bus/virtio";
-/// The console and its ports, among them the agent's (`VIRTIO_ID_CONSOLE`).
-const CONSOLE: u32 = 3;
+/// What the agent's stream can be on: a port of the console (`VIRTIO_ID_CONSOLE`), a vsock (`VIRTIO_ID_VSOCK`).
+const STREAMS: [u32; 2] = [3, 19];
 
 /// Keeps drivers that are loaded from now on away from devices. Where virtio itself is a module, the bus is not there
 /// before that is loaded, so this is repeated.
@@ -15,9 +15,9 @@ pub(crate) fn hold() {
     let _ = std::fs::write(Path::new(BUS).join("drivers_autoprobe"), "0");
 }
 
-/// Brings the agent's port up.
-pub(crate) fn probe_port() {
-    probe(|kind| kind == CONSOLE);
+/// Brings the way to the host up.
+pub(crate) fn probe_stream() {
+    probe(|kind| STREAMS.contains(&kind));
 }
 
 /// Brings everything up that has a driver, in the order the host has it in, and what comes later at once.

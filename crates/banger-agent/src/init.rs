@@ -103,7 +103,7 @@ fn load_modules(dir: &Path) -> io::Result<()> {
             Err(error) => log(&format!("module {name}: {error}, ignoring")),
         }
     }
-    devices::probe_port();
+    devices::probe_stream();
     Ok(())
 }
 

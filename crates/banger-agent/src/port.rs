@@ -1,12 +1,13 @@
-//! The byte stream to the host: a virtio-serial port, or a Unix socket in tests.
+//! The byte stream to the host: a virtio-serial port, a vsock where there is none, or a Unix socket in tests.
 //!
 //! Polled edge-triggered in both directions. A level-triggered poll, or a write loop that polls again at once,
 //! spins at 100 % CPU while the host end is closed, because the port then reports a hang-up continuously. A read
 //! of zero bytes from the port means "nobody is connected now", not the end.
 
+use banger_sys::vsock;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -28,17 +29,27 @@ impl Port {
         Ok(Self { fd: Arc::new(AsyncFd::new(fd)?), ends })
     }
 
-    /// Opens the virtio-serial port of the given name.
-    pub(crate) fn open(name: &str) -> io::Result<Self> {
-        let path = find(name)?.ok_or_else(|| io::Error::other(format!("no virtio-serial port `{name}`")))?;
+    /// Opens what leads to the host: the virtio-serial port of the given name, else the host's port on a vsock.
+    pub(crate) fn open(name: &str, vsock_port: u32) -> io::Result<Self> {
+        let Some(path) = find(Path::new("/sys/class/virtio-ports"), name)? else {
+            let socket = vsock::connect(vsock::HOST, vsock_port).map_err(|error| {
+                io::Error::other(format!("no virtio-serial port `{name}`, and on the vsock: {error}"))
+            })?;
+            return Self::new(socket, true);
+        };
         let file = std::fs::OpenOptions::new().read(true).write(true).open(path)?;
         Self::new(file.into(), false)
     }
 }
 
 /// Without udev there is no `/dev/virtio-ports`, so the port is found by its name in sysfs.
-fn find(name: &str) -> io::Result<Option<PathBuf>> {
-    for entry in std::fs::read_dir("/sys/class/virtio-ports")? {
+fn find(class: &Path, name: &str) -> io::Result<Option<PathBuf>> {
+    let entries = match std::fs::read_dir(class) {
+        // No driver for such ports, so no ports.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        entries => entries?,
+    };
+    for entry in entries {
         let entry = entry?;
         let found = std::fs::read_to_string(entry.path().join("name")).unwrap_or_default();
         if found.trim_end() == name {
@@ -86,5 +97,22 @@ impl AsyncWrite for Port {
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::find;
+
+    #[test]
+    fn a_port_is_found_by_its_name_or_there_is_none() {
+        let class = tempfile::tempdir().unwrap();
+        for (port, name) in [("vport1p1", "org.other.0"), ("vport2p1", "banger.0")] {
+            std::fs::create_dir(class.path().join(port)).unwrap();
+            std::fs::write(class.path().join(port).join("name"), format!("{name}\n")).unwrap();
+        }
+        assert_eq!(find(class.path(), "banger.0").unwrap(), Some("/dev/vport2p1".into()));
+        assert_eq!(find(class.path(), "banger.1").unwrap(), None);
+        assert_eq!(find(&class.path().join("absent"), "banger.0").unwrap(), None);
     }
 }

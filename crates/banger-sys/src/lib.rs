@@ -12,3 +12,4 @@ pub mod netlink;
 pub mod process;
 pub mod random;
 pub mod tsc;
+pub mod vsock;

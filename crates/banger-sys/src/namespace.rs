@@ -202,6 +202,17 @@ pub fn open_tap(name: &str) -> io::Result<OwnedFd> {
     if result as c_int != 0 { Err(io::Error::last_os_error()) } else { Ok(fd) }
 }
 
+/// Makes a tap stay when it is closed, until its network namespace goes. Whoever may open `/dev/net/tun` in that namespace
+/// can then open it by its name.
+///
+/// # Errors
+/// When the descriptor is not a tap's, or the caller may not.
+pub fn keep_tap(tap: &OwnedFd) -> io::Result<()> {
+    // SAFETY: TUNSETPERSIST takes a number, and the descriptor is open.
+    let result = unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETPERSIST as _, 1 as libc::c_ulong) };
+    if result as c_int != 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 #[cfg(test)]
 mod tests {
     #[test]

@@ -4,8 +4,9 @@
 //! It never spawns, opens or connects anything; the supervisor does. So what a driver decides is visible in golden
 //! tests, and drivers can't differ in how processes are confined.
 
+pub mod firecracker;
 pub mod machine;
 pub mod qemu;
 pub mod qmp;
 
-pub use machine::{Drive, Launch, MachinePlan, NetDevice};
+pub use machine::{AgentSocket, Drive, Driver, Launch, MachinePlan, NetDevice, NetLink, launch};

@@ -5,13 +5,30 @@ use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+/// What runs a machine.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Driver {
+    /// QEMU, emulating or with KVM.
+    #[default]
+    Qemu,
+    /// Firecracker, which needs KVM.
+    Firecracker,
+}
+
 /// A machine with every decision made. Paths are as the VMM's process will see them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MachinePlan {
+    /// The VMM.
+    #[serde(default)]
+    pub driver: Driver,
     /// The VMM's program.
     pub program: PathBuf,
     /// Use hardware virtualisation (KVM); software emulation otherwise.
     pub kvm: bool,
+    /// Devices are on a PCI bus. QEMU's always are; Firecracker's on pages of memory otherwise.
+    #[serde(default = "pci")]
+    pub pci: bool,
     /// Virtual processors.
     pub vcpu: u32,
     /// Memory.
@@ -36,6 +53,10 @@ pub struct MachinePlan {
     pub saved_fd: Option<i32>,
 }
 
+fn pci() -> bool {
+    true
+}
+
 /// A block device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Drive {
@@ -50,8 +71,20 @@ pub struct Drive {
 pub struct NetDevice {
     /// Hardware address, `52:54:00:…`.
     pub mac: String,
-    /// Descriptor number at which the VMM's process finds the open tap; none for a device that is connected to nothing.
-    pub tap_fd: Option<i32>,
+    /// What it is connected to.
+    pub link: NetLink,
+}
+
+/// What a network device is connected to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NetLink {
+    /// A tap that the VMM's process finds open under this descriptor number.
+    Open(i32),
+    /// A tap of this name that the VMM opens, and that nobody else has open.
+    Named(String),
+    /// Nothing.
+    Loose,
 }
 
 /// How to start a VMM and where its ends are.
@@ -61,10 +94,32 @@ pub struct Launch {
     pub program: PathBuf,
     /// Arguments after the program's name.
     pub args: Vec<OsString>,
-    /// The kernel's whole command line, also within `args`.
+    /// Files the VMM reads, which have to be written before it starts.
+    pub files: Vec<(PathBuf, Vec<u8>)>,
+    /// Sockets the VMM makes, and makes only where nothing is. Those of an earlier boot have to go before it starts.
+    pub sockets: Vec<PathBuf>,
+    /// The kernel's command line, also within arguments or files. The VMM may add to it.
     pub cmdline: String,
-    /// Unix socket that carries the agent's byte stream; the VMM listens.
-    pub agent_socket: PathBuf,
-    /// Unix socket that controls the VMM; the VMM listens.
-    pub control_socket: PathBuf,
+    /// What carries the agent's byte stream.
+    pub agent: AgentSocket,
+    /// Unix socket that controls the VMM, where there is one; the VMM listens.
+    pub control_socket: Option<PathBuf>,
+}
+
+/// The Unix socket of the agent's byte stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AgentSocket {
+    /// The VMM listens, from some moment after its start.
+    Dial(PathBuf),
+    /// The VMM connects when the guest does. Whoever starts it has to listen before.
+    Listen(PathBuf),
+}
+
+/// Says how to start a machine. The console goes to the VMM's standard output.
+#[must_use]
+pub fn launch(plan: &MachinePlan) -> Launch {
+    match plan.driver {
+        Driver::Qemu => crate::qemu::launch(plan),
+        Driver::Firecracker => crate::firecracker::launch(plan),
+    }
 }

@@ -4,7 +4,7 @@
 //! then hangs before the kernel's first line, because it has a single reference to calibrate the clock by; q35 has
 //! others. The kernel is given the host's clock rate for the same reason.
 
-use crate::machine::{Launch, MachinePlan};
+use crate::machine::{AgentSocket, Launch, MachinePlan, NetLink};
 use std::ffi::OsString;
 
 /// Name of the agent's virtio-serial port.
@@ -66,10 +66,12 @@ pub fn launch(plan: &MachinePlan) -> Launch {
         args.pair("-device", format!("virtio-blk-pci,drive=drive{number}"));
     }
     if let Some(net) = &plan.net {
-        let behind = net
-            .tap_fd
-            .map_or_else(|| "hubport,id=net,hubid=0".to_owned(), |tap| format!("tap,id=net,fd={tap}"));
-        args.pair("-netdev", behind);
+        let link = match &net.link {
+            NetLink::Open(tap) => format!("tap,id=net,fd={tap}"),
+            NetLink::Named(tap) => format!("tap,id=net,ifname={tap},script=no,downscript=no"),
+            NetLink::Loose => "hubport,id=net,hubid=0".to_owned(),
+        };
+        args.pair("-netdev", link);
         args.pair("-device", format!("virtio-net-pci,netdev=net,mac={},romfile=", net.mac));
     }
     let mut control = option("unix:", control_socket.as_os_str());
@@ -79,7 +81,15 @@ pub fn launch(plan: &MachinePlan) -> Launch {
         args.pair("-incoming", format!("fd:{saved}"));
     }
     args.words("-sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
-    Launch { program: plan.program.clone(), args: args.0, cmdline, agent_socket, control_socket }
+    Launch {
+        program: plan.program.clone(),
+        args: args.0,
+        files: Vec::new(),
+        sockets: Vec::new(),
+        cmdline,
+        agent: AgentSocket::Dial(agent_socket),
+        control_socket: Some(control_socket),
+    }
 }
 
 /// In QEMU's option lists a comma ends a value; a doubled one is a comma of the value.
@@ -114,13 +124,15 @@ impl Args {
 #[cfg(test)]
 mod tests {
     use super::launch;
-    use crate::machine::{Drive, MachinePlan, NetDevice};
+    use crate::machine::{AgentSocket, Drive, Driver, MachinePlan, NetDevice, NetLink};
     use banger_wire::size::Mebibytes;
 
     fn plan() -> MachinePlan {
         MachinePlan {
+            driver: Driver::Qemu,
             program: "/usr/bin/qemu-system-x86_64".into(),
             kvm: false,
+            pci: true,
             vcpu: 2,
             memory: Mebibytes(512),
             kernel: "/kernel/vmlinux".into(),
@@ -131,7 +143,7 @@ mod tests {
                 Drive { path: "/image/rootfs.ext4".into(), read_only: true },
                 Drive { path: "/vm/a,b.raw".into(), read_only: false },
             ],
-            net: Some(NetDevice { mac: "52:54:00:00:00:01".to_owned(), tap_fd: Some(3) }),
+            net: Some(NetDevice { mac: "52:54:00:00:00:01".to_owned(), link: NetLink::Open(3) }),
             run_dir: "/run".into(),
             saved_fd: None,
         }
@@ -146,7 +158,7 @@ mod tests {
             include_str!("../tests/golden/qemu-emulated.txt").trim_end(),
             "change the golden file when the change is meant"
         );
-        assert_eq!(launch.agent_socket.to_str(), Some("/run/agent.sock"));
+        assert_eq!(launch.agent, AgentSocket::Dial("/run/agent.sock".into()));
         assert!(launch.cmdline.ends_with(" tsc_early_khz=2599998 lpj=10399992 extra=1"));
     }
 
@@ -156,7 +168,7 @@ mod tests {
         let restored = launch(&MachinePlan { saved_fd: Some(9), ..plan() }).args;
         let more: Vec<_> = restored.iter().filter(|arg| !booted.contains(arg)).collect();
         assert_eq!(more, ["-incoming", "fd:9"]);
-        let net = Some(NetDevice { mac: "52:54:00:00:00:01".to_owned(), tap_fd: None });
+        let net = Some(NetDevice { mac: "52:54:00:00:00:01".to_owned(), link: NetLink::Loose });
         let saved = launch(&MachinePlan { net, ..plan() }).args;
         let other: Vec<_> = booted.iter().zip(&saved).filter(|(one, other)| one != other).collect();
         assert_eq!(other, [(&"tap,id=net,fd=3".into(), &"hubport,id=net,hubid=0".into())]);

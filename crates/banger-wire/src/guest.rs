@@ -19,6 +19,8 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 pub const GENERATION: u32 = 1;
 /// Name of the virtio-serial port, found in `/sys/class/virtio-ports/*/name`.
 pub const PORT_NAME: &str = "banger.0";
+/// Port of the host's address on a vsock (2) at which the agent is listened for, where there is no virtio-serial port.
+pub const VSOCK_PORT: u32 = 1024;
 /// Time between two `Heartbeat`s of the host. The agent steps its clock when it is off by more than a second.
 pub const HEARTBEAT_MS: u64 = 10_000;
 

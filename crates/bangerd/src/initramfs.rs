@@ -2,6 +2,7 @@
 //! kernel reads faster than it would decompress it.
 
 use anyhow::Context as _;
+use banger_vmm::Driver;
 use sha2::{Digest as _, Sha256};
 use std::collections::HashMap;
 use std::io::Write as _;
@@ -9,32 +10,54 @@ use std::path::{Path, PathBuf};
 
 const AGENT: &[u8] = include_bytes!(env!("BANGER_AGENT"));
 
-/// What an emulated PC needs to find its drives, its network and the agent's port, where the kernel hasn't built it in.
-/// Loading a module takes the emulator up to 0.1 s, so nothing is loaded to spare.
-const MODULES: [&str; 6] = ["virtio_pci", "virtio_console", "virtio_blk", "virtio_net", "overlay", "ext4"];
+/// What a machine needs to find its drives, its network and the agent's stream, where the kernel hasn't built it in.
+/// Loading a module takes an emulator up to 0.1 s, so nothing is loaded to spare. Firecracker's devices may be on a bus or
+/// not.
+fn modules(driver: Driver) -> &'static [&'static str] {
+    match driver {
+        Driver::Qemu => &["virtio_pci", "virtio_console", "virtio_blk", "virtio_net", "overlay", "ext4"],
+        Driver::Firecracker => &[
+            "virtio_pci",
+            "virtio_mmio",
+            "vmw_vsock_virtio_transport",
+            "virtio_blk",
+            "virtio_net",
+            "overlay",
+            "ext4",
+        ],
+    }
+}
+
+const DRIVERS: [Driver; 2] = [Driver::Qemu, Driver::Firecracker];
 const PREFIX: &str = "initramfs-";
 
-/// Returns the initramfs of a kernel directory for this build's agent, made when it isn't there yet.
+/// The name of the initramfs of this build's agent for a driver.
+fn file_name(driver: Driver) -> String {
+    let digest = Sha256::new().chain_update(AGENT).chain_update(modules(driver).join(" ")).finalize();
+    let name: String = digest[..8].iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("{PREFIX}{name}.cpio")
+}
+
+/// Returns the initramfs of a kernel directory for this build's agent and a driver, made when it isn't there yet.
 ///
 /// # Errors
 /// When the kernel's modules can't be read or the file can't be written.
-pub(crate) fn ensure(kernel: &Path) -> anyhow::Result<PathBuf> {
-    let digest = Sha256::new().chain_update(AGENT).chain_update(MODULES.join(" ")).finalize();
-    let name: String = digest[..8].iter().map(|byte| format!("{byte:02x}")).collect();
-    let path = kernel.join(format!("{PREFIX}{name}.cpio"));
+pub(crate) fn ensure(kernel: &Path, driver: Driver) -> anyhow::Result<PathBuf> {
+    let path = kernel.join(file_name(driver));
     if path.exists() {
         return Ok(path);
     }
     // Those of earlier builds; a VMM reads its own once, when it starts.
     for entry in std::fs::read_dir(kernel).context("look for earlier initramfs files")?.flatten() {
-        if entry.file_name().to_string_lossy().starts_with(PREFIX) {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.starts_with(PREFIX) && DRIVERS.iter().all(|driver| file_name(*driver) != name) {
             let _ = std::fs::remove_file(entry.path());
         }
     }
     let boot = kernel.join("boot");
     let known =
         std::fs::read_to_string(boot.join("modules.list")).context("read the kernel's boot modules")?;
-    let list = load_order(&known, &MODULES);
+    let list = load_order(&known, modules(driver));
     let mut cpio = Cpio::default();
     for dir in ["dev", "proc", "sys", "modules"] {
         cpio.entry(dir, 0o040_755, &[]);

@@ -4,9 +4,10 @@
 //! that dies between the two changes nothing.
 
 use crate::net::NetPlan;
+use crate::programs::VmmProgram;
 use crate::store::VmRow;
 use banger_image::oci::ImageConfig;
-use banger_vmm::{Drive, MachinePlan};
+use banger_vmm::{Drive, Driver, MachinePlan};
 use banger_wire::bytes::ByteString;
 use banger_wire::daemon::VmSpec;
 use banger_wire::guest::{GuestConfig, GuestDrives, InitMode};
@@ -118,7 +119,7 @@ pub(crate) struct Inputs<'a> {
     pub(crate) image: PathBuf,
     pub(crate) kernel: PathBuf,
     pub(crate) initramfs: PathBuf,
-    pub(crate) program: PathBuf,
+    pub(crate) vmm: VmmProgram,
     pub(crate) entropy: Vec<u8>,
     pub(crate) tsc_khz: Option<u64>,
     pub(crate) net: NetPlan,
@@ -134,13 +135,21 @@ fn image_env(config: &ImageConfig) -> impl Iterator<Item = (ByteString, ByteStri
 
 /// Decides everything about a vm.
 pub(crate) fn plan(inputs: Inputs<'_>) -> VmPlan {
-    let Inputs { row, spec, config, dir, image, kernel, initramfs, program, entropy, tsc_khz, net, build } =
+    let Inputs { row, spec, config, dir, image, kernel, initramfs, vmm, entropy, tsc_khz, net, build } =
         inputs;
     let inside = |name: &str| PathBuf::from(INSIDE).join(name);
     let mut binds = vec![
         Bind { host: kernel.join("vmlinux"), inside: inside("vmlinux") },
         Bind { host: initramfs, inside: inside("initramfs") },
     ];
+    // It may be anywhere; QEMU, with the files it needs, is below `/usr`.
+    let program = match vmm.driver {
+        Driver::Qemu => vmm.path,
+        Driver::Firecracker => {
+            binds.push(Bind { host: vmm.path, inside: inside("firecracker") });
+            inside("firecracker")
+        }
+    };
     let image = Bind { host: image, inside: inside("image.ext4") };
     let mut drives = vec![Drive { path: image.inside.clone(), read_only: !build }];
     let mut writable = Vec::new();
@@ -153,8 +162,10 @@ pub(crate) fn plan(inputs: Inputs<'_>) -> VmPlan {
         drives.push(Drive { path: inside("modules.ext4"), read_only: true });
     }
     let machine = MachinePlan {
+        driver: vmm.driver,
         program,
-        kvm: false,
+        kvm: vmm.driver == Driver::Firecracker,
+        pci: vmm.pci,
         vcpu: row.vcpu,
         memory: row.memory,
         kernel: inside("vmlinux"),

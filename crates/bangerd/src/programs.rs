@@ -1,7 +1,8 @@
-//! The VMMs' programs: where they are, and what they call their version.
+//! The VMMs' programs: where they are, what they call their version, and whether that will do.
 
 use crate::config::Config;
 use crate::doctor::distribution::{Distribution, Need};
+use banger_vmm::{Driver, firecracker};
 use banger_wire::error::{ErrorCode, WireError};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -20,6 +21,47 @@ impl Vmm {
             Self::Qemu => format!("qemu-system-{}", std::env::consts::ARCH),
             Self::Firecracker => "firecracker".to_owned(),
         }
+    }
+}
+
+/// A VMM that can be used here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct VmmProgram {
+    pub(crate) driver: Driver,
+    pub(crate) path: PathBuf,
+    /// Its devices can be on a PCI bus.
+    pub(crate) pci: bool,
+}
+
+impl VmmProgram {
+    /// Finds what a driver needs.
+    ///
+    /// # Errors
+    /// When it is not installed, or of a version the driver isn't made for.
+    pub(crate) fn of(driver: Driver, config: &Config) -> anyhow::Result<Self> {
+        match driver {
+            Driver::Qemu => Ok(Self { driver, path: find(Vmm::Qemu, config)?, pci: true }),
+            Driver::Firecracker => {
+                let path = find(Vmm::Firecracker, config)?;
+                let pci = firecracker_has_pci(&path, version(&said(&path, "--version")).as_deref())?;
+                Ok(Self { driver, path, pci })
+            }
+        }
+    }
+}
+
+fn firecracker_has_pci(path: &Path, version: Option<&str>) -> Result<bool, WireError> {
+    let shown = path.display();
+    let error = |text: String| {
+        let hint = "get one that fits with `banger setup`, or name it in the config (`firecracker_bin`)";
+        WireError::new(ErrorCode::Failed, text).hinted(hint)
+    };
+    let Some(version) = version else {
+        return Err(error(format!("`{shown}` does not say its version, so it can't be used as Firecracker")));
+    };
+    match firecracker::unfit(numbers(version)) {
+        Some(why) => Err(error(format!("`{shown}` is Firecracker {version}, {why}"))),
+        None => Ok(numbers(version) >= firecracker::PCI_SINCE),
     }
 }
 
@@ -91,23 +133,29 @@ pub(crate) fn said(program: &Path, argument: &str) -> String {
     )
 }
 
-/// Finds the version in what a program says: the first word that begins with a number.
+/// Finds the version in what a program says: the first word that begins with two numbers and a dot between them. Among
+/// the words may be those of a log.
 pub(crate) fn version(text: &str) -> Option<String> {
     let words = text.split_whitespace().map(|word| word.strip_prefix('v').unwrap_or(word));
-    let mut numbers = words.filter(|word| word.starts_with(|c: char| c.is_ascii_digit()));
-    let plain = |word: &str| word.chars().take_while(|c| c.is_ascii_digit() || *c == '.').collect();
-    numbers.next().map(plain)
+    let numbers = words.filter(|word| word.starts_with(|c: char| c.is_ascii_digit()));
+    let plain = |word: &str| word.chars().take_while(|c| c.is_ascii_digit() || *c == '.').collect::<String>();
+    numbers.map(plain).find(|word| word.contains('.'))
 }
 
 /// Tells whether a version is at least `least`.
 pub(crate) fn is_at_least(version: &str, least: (u32, u32)) -> bool {
+    numbers(version) >= least
+}
+
+/// Returns the first two numbers of a version.
+pub(crate) fn numbers(version: &str) -> (u32, u32) {
     let mut parts = version.split('.').map(|part| part.parse().unwrap_or(0));
-    (parts.next().unwrap_or(0), parts.next().unwrap_or(0)) >= least
+    (parts.next().unwrap_or(0), parts.next().unwrap_or(0))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Vmm, choose, is_at_least, version};
+    use super::{Vmm, choose, firecracker_has_pci, is_at_least, version};
     use std::path::Path;
 
     #[test]
@@ -146,11 +194,36 @@ mod tests {
             ("QEMU emulator version 10.0.0-rc1", Some("10.0.0"), true),
             ("QEMU emulator version 7.1.0", Some("7.1.0"), false),
             ("Firecracker v1.17.0\n", Some("1.17.0"), false),
+            ("2026-11-25T13:10:04.334 [x:main] exiting\nFirecracker v1.17.0-dev\n\n", Some("1.17.0"), false),
             ("", None, false),
         ] {
             let found = version(text);
             assert_eq!(found.as_deref(), expected, "{text}");
             assert_eq!(found.is_some_and(|found| is_at_least(&found, (7, 2))), new, "{text}");
         }
+    }
+
+    #[test]
+    fn a_firecracker_of_another_time_is_refused() {
+        let has_pci = |version| firecracker_has_pci(Path::new("/opt/firecracker"), version);
+        assert_eq!(has_pci(Some("1.12.1")), Ok(false));
+        assert_eq!(has_pci(Some("1.13.0")), Ok(true));
+        let refused = |version| {
+            let error = has_pci(version).unwrap_err();
+            format!("error: {error}\nhint: {}", error.hint.as_deref().unwrap_or_default())
+        };
+        let hint =
+            "hint: get one that fits with `banger setup`, or name it in the config (`firecracker_bin`)";
+        assert_eq!(
+            refused(Some("1.11.0")),
+            format!("error: `/opt/firecracker` is Firecracker 1.11.0, older than 1.12\n{hint}")
+        );
+        let newer = "newer than this banger, which knows Firecracker 1.12 to 1.x";
+        assert_eq!(
+            refused(Some("2.0.0")),
+            format!("error: `/opt/firecracker` is Firecracker 2.0.0, {newer}\n{hint}")
+        );
+        let silent = "does not say its version, so it can't be used as Firecracker";
+        assert_eq!(refused(None), format!("error: `/opt/firecracker` {silent}\n{hint}"));
     }
 }

@@ -4,6 +4,7 @@ use crate::config::Config;
 use crate::daemon::{Daemon, now};
 use crate::load::LAYOUT_PREFIX;
 use crate::plan::{DISK_FILE, Inputs};
+use crate::programs::VmmProgram;
 use crate::serve::hint_for;
 use crate::store::{ImageRow, KernelRow, VmRow};
 use crate::{initramfs, plan, vmsock};
@@ -14,6 +15,7 @@ use banger_image::kernel::KernelPull;
 use banger_image::oci::{ImageConfig, OciError, OciImage, OciPull, Platform, Reference, RegistryConfig};
 use banger_image::progress::{Progress, Sink};
 use banger_image::rootfs::RootfsBuilder;
+use banger_vmm::Driver;
 use banger_wire::daemon::{Event, VmSpec, VmState};
 use banger_wire::error::{ErrorCode, WireError};
 use banger_wire::exec::{ExecSpec, ExitStatus};
@@ -307,15 +309,16 @@ impl Daemon {
             std::os::unix::fs::chown(rootfs, Some(id), Some(id))?;
         }
         let kernel_dir = self.paths.kernel(&kernel.name);
+        let vmm = VmmProgram::of(Driver::Qemu, &Config::load()?)?;
         let plan = plan::plan(Inputs {
             row: &row,
             spec: &VmSpec::default(),
             config: &ImageConfig::default(),
             dir: dir.clone(),
             image: rootfs.to_owned(),
-            initramfs: initramfs::ensure(&kernel_dir)?,
+            initramfs: initramfs::ensure(&kernel_dir, vmm.driver)?,
             kernel: kernel_dir,
-            program: self.qemu()?,
+            vmm,
             entropy: entropy()?,
             tsc_khz: self.tsc_khz().await,
             net: crate::net::NetPlan::none(),

@@ -17,7 +17,7 @@ use crate::store::RUN_AS_TEMPLATE;
 use crate::supervise::root::VM_DIR;
 use crate::vmsock;
 use anyhow::{Context as _, bail};
-use banger_vmm::{Drive, MachinePlan, NetDevice};
+use banger_vmm::{Drive, Driver, MachinePlan, NetDevice, NetLink};
 use banger_wire::daemon::Event;
 use banger_wire::guest::GuestConfig;
 use banger_wire::vm::{EndReason, VmEvent, VmRequest};
@@ -46,7 +46,10 @@ impl Daemon {
         plan: &mut VmPlan,
         events: &UnboundedSender<Event>,
     ) -> Option<String> {
-        if plan.machine.kvm || !Config::load().is_ok_and(|config| config.restore.unwrap_or(true)) {
+        if plan.machine.kvm
+            || plan.machine.driver != Driver::Qemu
+            || !Config::load().is_ok_and(|config| config.restore.unwrap_or(true))
+        {
             return None;
         }
         let name = name(plan).inspect_err(|error| tracing::warn!("name a template: {error:#}")).ok()?;
@@ -120,7 +123,8 @@ fn plan(of: &VmPlan, dir: PathBuf) -> VmPlan {
     let disk = Path::new(VM_DIR).join(DISK_FILE);
     let drive = |drive: &Drive| Drive { path: disk.clone(), read_only: drive.read_only };
     let drives = of.machine.drives.iter().map(drive).collect();
-    let net = of.guest.network.as_ref().map(|_| NetDevice { mac: GUEST_MAC.to_owned(), tap_fd: None });
+    let net =
+        of.guest.network.as_ref().map(|_| NetDevice { mac: GUEST_MAC.to_owned(), link: NetLink::Loose });
     let machine = MachinePlan { drives, net, ..of.machine.clone() };
     let of_kernel = |bind: &&Bind| bind.inside == machine.kernel || bind.inside == machine.initrd;
     VmPlan {
@@ -150,7 +154,7 @@ fn name(of: &VmPlan) -> anyhow::Result<String> {
     let VmPlan { machine, binds, .. } = plan(of, PathBuf::new());
     let mut hash = Sha256::new();
     // The clock's rate is measured at each start of the daemon, and never twice the same to the last digit.
-    let launch = banger_vmm::qemu::launch(&MachinePlan { tsc_khz: None, ..machine.clone() });
+    let launch = banger_vmm::launch(&MachinePlan { tsc_khz: None, ..machine.clone() });
     for arg in &launch.args {
         hash.update(arg.as_encoded_bytes());
         hash.update([0]);

@@ -6,13 +6,12 @@ use super::apparmor;
 use super::distribution::Need;
 use super::facts::{Device, Facts, Restriction, TUN};
 use super::kvm::{self, Kvm};
-use crate::programs::is_at_least;
+use crate::programs::{is_at_least, numbers};
+use banger_vmm::firecracker;
 use banger_wire::daemon::{Check, Verdict};
 
 /// The oldest QEMU whose machine and snapshots are as the driver needs them.
 const QEMU_MIN: (u32, u32) = (7, 2);
-/// The oldest Firecracker that boots by PVH.
-const FIRECRACKER_MIN: (u32, u32) = (1, 12);
 /// Below this nothing can be pulled and a guest soon has no room.
 const DISK_FREE_MIN: u64 = 512 << 20;
 /// The default image and a vm that works.
@@ -35,7 +34,7 @@ pub(crate) const ALL: [fn(&Facts) -> Check; 18] = [
     confinement,
     limits,
     qemu,
-    firecracker,
+    firecracker_program,
     tun,
     pasta,
     nft,
@@ -202,8 +201,7 @@ fn qemu(facts: &Facts) -> Check {
     }
 }
 
-fn firecracker(facts: &Facts) -> Check {
-    let least = format!("{}.{}", FIRECRACKER_MIN.0, FIRECRACKER_MIN.1);
+fn firecracker_program(facts: &Facts) -> Check {
     let is_of_use = is_kvm_of_use(&facts.kvm);
     match &facts.firecracker {
         Err(cause) if is_of_use => warn("firecracker", cause.clone(), "banger setup"),
@@ -212,11 +210,10 @@ fn firecracker(facts: &Facts) -> Check {
             let path = program.path.display();
             match &program.version {
                 None => warn("firecracker", format!("`{path}` does not say its version"), "banger setup"),
-                Some(version) if !is_at_least(version, FIRECRACKER_MIN) => {
-                    let detail = format!("`{path}` is {version}, older than {least}");
-                    warn("firecracker", detail, "banger setup")
-                }
-                Some(version) => pass("firecracker", format!("{version}, `{path}`")),
+                Some(version) => match firecracker::unfit(numbers(version)) {
+                    Some(why) => warn("firecracker", format!("`{path}` is {version}, {why}"), "banger setup"),
+                    None => pass("firecracker", format!("{version}, `{path}`")),
+                },
             }
         }
     }

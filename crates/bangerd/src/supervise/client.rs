@@ -36,11 +36,14 @@ pub(crate) async fn serve(listener: UnixListener, shared: Rc<Shared>) {
     }
 }
 
-/// The owner only. A vm started by root sees its owner as nobody (root is not in its user namespace); there the
-/// directory, which only root can enter, is what keeps others out.
+/// The owner only, and none of the vm's own processes: those have an id in the vm's pid namespace, where others have
+/// none. A vm started by root sees its owner as nobody (root is not in its user namespace); there the directory, which
+/// only root can enter, is what keeps others out.
 fn allowed(stream: &UnixStream, shared: &Shared) -> bool {
     let own = rustix::process::getuid().as_raw();
-    shared.started_by_root || stream.peer_cred().is_ok_and(|peer| peer.uid() == own)
+    let Ok(peer) = stream.peer_cred() else { return false };
+    let is_inside = peer.pid().is_some_and(|pid| pid != 0);
+    !is_inside && (shared.started_by_root || peer.uid() == own)
 }
 
 async fn serve_one(stream: UnixStream, shared: &Rc<Shared>) -> Result<(), StreamError> {

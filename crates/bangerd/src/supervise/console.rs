@@ -1,5 +1,6 @@
 //! The serial console, kept in a file of bounded size: a guest decides what is in it, and how much.
 
+use banger_vmm::firecracker;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
@@ -7,6 +8,12 @@ use std::path::{Path, PathBuf};
 
 /// The file never grows beyond this; the older half then goes.
 const LEN_MAX: u64 = 1 << 20;
+
+/// Characters of a line that are shown in an error.
+const SHOWN_MAX: usize = 200;
+
+/// Longest line of a halting kernel.
+const KERNEL_LINE_MAX: usize = 128;
 
 /// How much of the end is searched: a panic prints 4 KiB after its first line.
 const TAIL_LEN: u64 = 16 * 1024;
@@ -51,20 +58,61 @@ impl Console {
         self.last_line_with("")
     }
 
+    /// Returns what follows `words` in the last line that has them, made printable.
+    pub(crate) fn last_after(&self, words: &str) -> Option<String> {
+        let line = self.tail_line(words)?;
+        let (_, text) = line.split_once(words)?;
+        Some(printable(text))
+    }
+
     /// Returns the last line with `words` in it, made printable. Looks at the end of the console only.
     pub(crate) fn last_line_with(&self, words: &str) -> Option<String> {
+        Some(printable(&self.tail_line(words)?))
+    }
+
+    fn tail_line(&self, words: &str) -> Option<String> {
         let mut tail = vec![0; self.len.min(TAIL_LEN) as usize];
         let from = self.len - tail.len() as u64;
         self.file.read_exact_at(&mut tail, from).ok()?;
         let text = String::from_utf8_lossy(&tail);
         let line = text.lines().rev().find(|line| !line.trim().is_empty() && line.contains(words))?;
-        Some(line.trim().escape_debug().take(200).collect())
+        Some(line.to_owned())
+    }
+}
+
+fn printable(text: &str) -> String {
+    text.trim().escape_debug().take(SHOWN_MAX).collect()
+}
+
+/// Watches a console for the last line of a kernel whose machine can't be switched off.
+#[derive(Debug, Default)]
+pub(crate) struct HaltWatch {
+    line: Vec<u8>,
+}
+
+impl HaltWatch {
+    /// Takes more of the console; tells whether that line ended in it.
+    pub(crate) fn sees(&mut self, bytes: &[u8]) -> bool {
+        for &byte in bytes {
+            if byte != b'\n' {
+                // One byte more tells that it is too long.
+                if self.line.len() <= KERNEL_LINE_MAX {
+                    self.line.push(byte);
+                }
+                continue;
+            }
+            let line = std::mem::take(&mut self.line);
+            if line.len() <= KERNEL_LINE_MAX && firecracker::says_halted(&String::from_utf8_lossy(&line)) {
+                return true;
+            }
+        }
+        false
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Console, LEN_MAX};
+    use super::{Console, HaltWatch, LEN_MAX};
 
     #[test]
     fn a_flood_leaves_its_end() {
@@ -80,5 +128,18 @@ mod tests {
         assert!(text.len() as u64 <= LEN_MAX);
         assert!(text.ends_with(b"last \x1b[31m\n"));
         assert_eq!(console.last_line().unwrap(), "last \\u{1b}[31m");
+        assert_eq!(console.last_after("la").unwrap(), "st \\u{1b}[31m");
+        assert_eq!(console.last_after("first"), None);
+    }
+
+    #[test]
+    fn a_halt_is_seen_however_the_line_arrives() {
+        let mut watch = HaltWatch::default();
+        let text = format!("{}\n[    1.000000] reboot: System halted\r\n", "x".repeat(100_000));
+        let (last, rest) = text.as_bytes().split_last().unwrap();
+        assert!(rest.iter().all(|byte| !watch.sees(&[*byte])));
+        assert!(watch.sees(&[*last]));
+        let padded = format!("[    1.000000] reboot: System halted{}or not\n", " ".repeat(200));
+        assert!(!watch.sees(padded.as_bytes()));
     }
 }

@@ -3,18 +3,19 @@
 //! Bytes from here on come from a guest nobody trusts. Frames are bounded by the decoder, damaged ones make it look for
 //! the next mark, and a session that sends beyond its window is closed.
 
+use banger_vmm::AgentSocket;
 use banger_wire::exec::WINDOW;
 use banger_wire::frame::{DATA_LEN_MAX, Decoder, Frame, FrameError, GUEST_MESSAGE_LEN_MAX, HEADER_LEN, Kind};
 use banger_wire::guest::{GuestMessage, HostMessage, SessionKind};
 use banger_wire::stream::FrameWriter;
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::io::AsyncReadExt as _;
-use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
 
 /// Frames that wait to be written to the guest: 1 MiB of data at most.
@@ -67,17 +68,68 @@ impl Drop for Session {
     }
 }
 
+/// Where the agent's stream will come from.
+pub(crate) enum Source {
+    /// The VMM will listen here.
+    Dial(PathBuf),
+    /// The VMM will connect here, when the agent does.
+    Accept(UnixListener),
+}
+
+impl Source {
+    /// Listens where the VMM does not. Has to be there before the VMM starts, which may be quick.
+    pub(crate) fn new(socket: AgentSocket) -> std::io::Result<Self> {
+        Ok(match socket {
+            AgentSocket::Dial(path) => Self::Dial(path),
+            AgentSocket::Listen(path) => {
+                remove_socket(&path)?;
+                Self::Accept(UnixListener::bind(path)?)
+            }
+        })
+    }
+}
+
+/// Removes what an earlier boot left.
+pub(crate) fn remove_socket(path: &Path) -> std::io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
 impl Link {
-    /// Connects to the VMM's end of the agent's stream. Control messages of the guest arrive on the returned queue.
-    pub(crate) async fn connect(path: &Path) -> std::io::Result<(Self, mpsc::Receiver<GuestMessage>)> {
-        let stream = connect(path).await?;
-        let (read, write) = stream.into_split();
+    /// Begins the conversation; control messages of the guest arrive on the returned queue. What is sent before the agent
+    /// has connected waits for that.
+    pub(crate) async fn connect(source: Source) -> std::io::Result<(Self, mpsc::Receiver<GuestMessage>)> {
+        Ok(match source {
+            Source::Dial(path) => Self::start(std::future::ready(Ok(connect(&path).await?))),
+            // One connection, the agent's, which is the guest's first program; later ones of others are refused.
+            Source::Accept(listener) => {
+                Self::start(async move { listener.accept().await.map(|(stream, _)| stream) })
+            }
+        })
+    }
+
+    fn start(
+        stream: impl Future<Output = std::io::Result<UnixStream>> + 'static,
+    ) -> (Self, mpsc::Receiver<GuestMessage>) {
         let (out, queue) = mpsc::channel(OUT_QUEUE_LEN);
         let (tell, messages) = mpsc::channel(16);
         let link = Self { out, sessions: Rc::default() };
-        tokio::task::spawn_local(write_frames(write, queue));
-        tokio::task::spawn_local(read_frames(read, link.sessions.clone(), tell));
-        Ok((link, messages))
+        let sessions = link.sessions.clone();
+        tokio::task::spawn_local(async move {
+            let stream = tokio::select! {
+                stream = stream => stream,
+                // The boot is over.
+                () = tell.closed() => return,
+            };
+            if let Ok(stream) = stream {
+                let (read, write) = stream.into_split();
+                tokio::task::spawn_local(write_frames(write, queue));
+                read_frames(read, sessions, tell).await;
+            }
+        });
+        (link, messages)
     }
 
     /// Sends a control message as soon as the guest takes it, which may be never: nothing here waits for a guest.

@@ -3,6 +3,7 @@
 //! It starts on the thread that lives in the vm's network namespace; the supervisor itself stays in the host's, where
 //! the resolver's own queries belong.
 
+use super::link::remove_socket;
 use super::net::{Child, NetThread};
 use anyhow::Context as _;
 use banger_sys::confine::Confinement;
@@ -13,6 +14,12 @@ use std::process::Stdio;
 
 /// Heaps that the VMM's threads share.
 const ARENAS: &str = "8";
+
+/// Does what has to be done before the VMM starts: its files are there, and nothing is where it makes its sockets.
+pub(crate) fn prepare(launch: &Launch) -> std::io::Result<()> {
+    launch.files.iter().try_for_each(|(path, bytes)| std::fs::write(path, bytes))?;
+    launch.sockets.iter().try_for_each(|path| remove_socket(path))
+}
 
 /// Starts the VMM with the descriptors it keeps. The console and the VMM's own messages come out of the returned pipe, in
 /// one stream that is kept within bounds: a guest can make a VMM complain without end.

@@ -1,4 +1,4 @@
-//! The VMM's control socket.
+//! The VMM's control socket, where it has one.
 
 use super::link;
 use banger_vmm::qmp::{self, Event};
@@ -19,18 +19,19 @@ const QUEUE_LEN: usize = 16;
 /// A connection to the VMM.
 #[derive(Debug)]
 pub(crate) struct Monitor {
-    writer: OwnedWriteHalf,
+    writer: Option<OwnedWriteHalf>,
     events: mpsc::Receiver<Event>,
 }
 
 impl Monitor {
-    /// Connects and takes part in the negotiation.
-    pub(crate) async fn connect(path: &Path) -> io::Result<Self> {
-        let (read, mut writer) = link::connect(path).await?.into_split();
+    /// Connects and takes part in the negotiation. Without a socket there are no events.
+    pub(crate) async fn connect(path: Option<&Path>) -> io::Result<Self> {
         let (tell, events) = mpsc::channel(QUEUE_LEN);
+        let Some(path) = path else { return Ok(Self { writer: None, events }) };
+        let (read, mut writer) = link::connect(path).await?.into_split();
         tokio::task::spawn_local(read_events(read, tell));
         writer.write_all(format!("{}\n", qmp::CAPABILITIES).as_bytes()).await?;
-        Ok(Self { writer, events })
+        Ok(Self { writer: Some(writer), events })
     }
 
     /// Returns the next event; none when the VMM has closed the connection.
@@ -41,7 +42,8 @@ impl Monitor {
     /// Has the machine saved into `file`. [`Event::Saved`] or [`Event::Refused`] comes when that is done.
     pub(crate) async fn save(&mut self, file: &File) -> io::Result<()> {
         let text = format!("{}\n", qmp::SAVE);
-        let stream: &UnixStream = self.writer.as_ref();
+        let writer = self.writer.as_mut().ok_or(io::ErrorKind::NotConnected)?;
+        let stream: &UnixStream = writer.as_ref();
         let files = [file.as_fd()];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let send = || {
@@ -51,13 +53,15 @@ impl Monitor {
             Ok(rustix::net::sendmsg(stream, &text, &mut ancillary, SendFlags::empty())?)
         };
         let sent = stream.async_io(tokio::io::Interest::WRITABLE, send).await?;
-        self.writer.write_all(&text.as_bytes()[sent..]).await
+        writer.write_all(&text.as_bytes()[sent..]).await
     }
 
     /// Lets the machine go on.
     pub(crate) async fn resume(&mut self) {
         // A VMM that is gone is noticed by its process.
-        let _ = self.writer.write_all(format!("{}\n", qmp::CONTINUE).as_bytes()).await;
+        if let Some(writer) = &mut self.writer {
+            let _ = writer.write_all(format!("{}\n", qmp::CONTINUE).as_bytes()).await;
+        }
     }
 }
 

@@ -18,7 +18,8 @@ pub(crate) const SYSTEM: [&str; 7] = ["/usr", "/bin", "/sbin", "/lib", "/lib64",
 pub(crate) const SYSTEM_FILES: [&str; 4] =
     ["/etc/ld.so.cache", "/etc/resolv.conf", "/etc/alternatives", "/etc/protocols"];
 const DEVICES: [&str; 7] =
-    ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/net/tun", "/dev/kvm"];
+    ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/net/tun", KVM];
+const KVM: &str = "/dev/kvm";
 /// The new root is put together over this directory, which every system has.
 const STAGE: &str = "/tmp";
 const PROC_FLAGS: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV).union(MountFlags::NOEXEC);
@@ -69,6 +70,9 @@ pub(crate) fn enter(plan: &VmPlan, proc: Proc) -> anyhow::Result<()> {
     for item in &items {
         show(item).with_context(|| format!("show `{}` to the vm's processes", item.target.display()))?;
     }
+    if let Some(owner) = owner_of_kvm(plan) {
+        own_kvm(owner).with_context(|| format!("make the vm's own `{KVM}`"))?;
+    }
     match proc {
         Proc::Own => mount("proc", inside("/proc"), "proc", PROC_FLAGS, None).context("mount /proc")?,
         Proc::Host => mount_bind_recursive("/proc", inside("/proc")).context("show /proc")?,
@@ -95,6 +99,29 @@ fn private_tmpfs(dir: &str, options: &CStr, owner: Option<u32>) -> anyhow::Resul
     Ok(std::os::unix::fs::chown(inside(dir), owner, owner)?)
 }
 
+/// Who gets a KVM device of their own: a user made for one vm, who is in no group that may open the host's.
+fn owner_of_kvm(plan: &VmPlan) -> Option<u32> {
+    plan.run_as.filter(|_| plan.machine.kvm && Path::new(KVM).exists())
+}
+
+/// Makes the device anew, for its owner only. It takes root's rights, and a filesystem that root has mounted.
+fn own_kvm(owner: u32) -> io::Result<()> {
+    let number = rustix::fs::stat(KVM)?.st_rdev;
+    let place = inside("/kvm");
+    std::fs::create_dir(&place)?;
+    mount("tmpfs", &place, "tmpfs", MountFlags::NOSUID | MountFlags::NOEXEC, Some(c"mode=700,size=4k"))?;
+    let node = place.join("kvm");
+    let mode = Mode::from_raw_mode(0o600);
+    rustix::fs::mknodat(rustix::fs::CWD, &node, rustix::fs::FileType::CharacterDevice, mode, number)?;
+    std::os::unix::fs::chown(&node, Some(owner), Some(owner))?;
+    let target = inside(KVM);
+    std::fs::File::create_new(&target)?;
+    mount_bind(&node, &target)?;
+    // What is bound keeps the filesystem.
+    unmount(&place, UnmountFlags::DETACH)?;
+    std::fs::remove_dir(place)
+}
+
 /// The place of an absolute path while the root is being put together.
 fn inside(path: impl AsRef<Path>) -> PathBuf {
     Path::new(STAGE).join(path.as_ref().strip_prefix("/").unwrap_or(path.as_ref()))
@@ -119,7 +146,8 @@ fn items(plan: &VmPlan) -> anyhow::Result<Vec<Item>> {
     for path in SYSTEM_FILES.map(Path::new) {
         optional(add(path, path, Access::ReadOnly))?;
     }
-    for path in DEVICES.map(Path::new) {
+    let own_kvm = owner_of_kvm(plan).is_some();
+    for path in DEVICES.iter().filter(|path| !own_kvm || **path != KVM).map(Path::new) {
         optional(add(path, path, Access::Device))?;
     }
     for bind in &plan.binds {

@@ -1,15 +1,15 @@
 //! The life of one vm: boot, watch, end.
 
-use super::console::Console;
-use super::link::Link;
+use super::console::{Console, HaltWatch};
+use super::link::{Link, Source};
 use super::monitor::Monitor;
 use super::net::starter::Starter;
 use super::net::{Child, Network, State};
 use super::{client, confine, machine, root};
 use crate::plan::{CONSOLE_FILE, SAVED_FILE, SAVED_INSIDE, SOCKET_FILE, Start, VmPlan};
 use anyhow::{Context as _, bail};
-use banger_vmm::MachinePlan;
 use banger_vmm::qmp::Event;
+use banger_vmm::{Driver, MachinePlan, firecracker};
 use banger_wire::guest::{GuestMessage, HEARTBEAT_MS, HostMessage, Timing};
 use banger_wire::vm::{EndReason, Phase, VmEnd, VmStatus};
 use std::cell::RefCell;
@@ -93,7 +93,7 @@ pub(crate) async fn run(plan: &VmPlan, disk: RawFd, starter: Option<Starter>) ->
     let _ = std::fs::remove_file(&socket);
     let listener = UnixListener::bind(&socket).context("listen on the vm's socket")?;
     tokio::task::spawn_local(client::serve(listener, shared.clone()));
-    let network = Network::create(&plan.net, starter).await?;
+    let network = Network::create(&plan.net, plan.machine.driver, starter).await?;
     confine::supervisor(plan, &network.thread).await?;
     let mut life = Life {
         plan,
@@ -163,11 +163,14 @@ struct Life<'a> {
 impl Life<'_> {
     /// Starts the VMM once and stays with it until it has ended.
     async fn boot(&mut self, orders: &mut mpsc::Receiver<Order>) -> anyhow::Result<Outcome> {
+        let driver = self.plan.machine.driver;
         let saved = self.saved();
         self.restored = saved.is_some();
         let saved_fd = saved.as_ref().map(File::as_raw_fd);
         let machine = MachinePlan { saved_fd, ..self.network.machine(&self.plan.machine) };
-        let launch = banger_vmm::qemu::launch(&machine);
+        let launch = banger_vmm::launch(&machine);
+        machine::prepare(&launch).context("make the VMM's files")?;
+        let agent = Source::new(launch.agent.clone()).context("listen for the agent")?;
         let keep = self.network.tap().into_iter().chain([self.disk]).chain(saved_fd).collect();
         let confinement = confine::vmm(self.plan)?;
         let (mut vmm, output) = machine::start(&launch, keep, confinement, &self.network.thread).await?;
@@ -180,10 +183,11 @@ impl Life<'_> {
         self.network_state.mark_changed();
         self.stage("start vmm");
         let (heard, mut hears) = watch::channel(());
+        let (halts, mut halted) = watch::channel(false);
         let console = Rc::new(RefCell::new(Console::create(&Path::new(root::VM_DIR).join(CONSOLE_FILE))?));
-        let reading = tokio::task::spawn_local(read_console(output, console.clone(), heard));
+        let reading = tokio::task::spawn_local(read_console(output, console.clone(), heard, halts));
         let connected = tokio::select! {
-            link = Link::connect(&launch.agent_socket) => Some(link.context("connect to the agent's port")?),
+            link = Link::connect(agent) => Some(link.context("connect to the agent's port")?),
             _ = vmm.ended() => None,
         };
         let Some((link, mut messages)) = connected else {
@@ -195,7 +199,7 @@ impl Life<'_> {
             link.control_later(&HostMessage::Ping { seq: 0 });
         }
         let connected = tokio::select! {
-            monitor = Monitor::connect(&launch.control_socket) => monitor.ok(),
+            monitor = Monitor::connect(launch.control_socket.as_deref()) => monitor.ok(),
             _ = vmm.ended() => None,
         };
         let Some(mut monitor) = connected else {
@@ -226,7 +230,10 @@ impl Life<'_> {
                     while let Some(event) = monitor.next().await {
                         reset |= event == Event::Reset;
                     }
-                    let failed = status.filter(|status| !status.success());
+                    let off = *halted.borrow();
+                    // The one way in which Firecracker ends with success.
+                    reset |= driver == Driver::Firecracker && status.is_some_and(|status| status.success());
+                    let failed = status.filter(|status| !status.success() && !off);
                     return Ok(self.ended(&console.borrow(), reset, failed));
                 }
                 Some(event) = monitor.next() => match event {
@@ -243,6 +250,8 @@ impl Life<'_> {
                     resume_at = None;
                     monitor.resume().await;
                 }
+                // Nothing runs in there any more; QEMU has ended by itself then.
+                Ok(()) = halted.changed(), if driver == Driver::Firecracker => vmm.kill(),
                 changed = hears.changed(), if !spoken => {
                     // The console's own end shows as the VMM's.
                     if changed.is_ok() { spoken = true } else { silence += SILENCE_MAX }
@@ -421,8 +430,26 @@ impl Life<'_> {
         if self.restored && self.may_try_again() {
             return Outcome::Fruitless;
         }
-        let last = console.last_line().unwrap_or_else(|| "it printed nothing".to_owned());
+        let last = self.last_words(console).unwrap_or_else(|| "it printed nothing".to_owned());
         Outcome::End(VmEnd { reason: EndReason::Failed, detail: format!("the VMM ended at once: {last}") })
+    }
+
+    /// What the VMM said last, or why it can't go on, when it says that earlier.
+    fn last_words(&self, console: &Console) -> Option<String> {
+        let complaint = match self.plan.machine.driver {
+            Driver::Qemu => None,
+            Driver::Firecracker => console.last_after(firecracker::COMPLAINT),
+        };
+        complaint.or_else(|| console.last_line())
+    }
+
+    /// How the VMM ended, with what its driver knows of that.
+    fn status(&self, status: ExitStatus) -> String {
+        let meaning = status.code().filter(|_| self.plan.machine.driver == Driver::Firecracker);
+        match meaning.and_then(firecracker::exit_reason) {
+            Some(meaning) => format!("{status} ({meaning})"),
+            None => status.to_string(),
+        }
     }
 
     /// What comes after the VMM's end.
@@ -432,7 +459,8 @@ impl Life<'_> {
         match self.stop_reason {
             None if self.restored && self.may_try_again() => Outcome::Fruitless,
             Some(EndReason::Stopped) | None if let Some(status) = failed => {
-                let last = console.last_line().unwrap_or_else(|| "nothing".to_owned());
+                let last = self.last_words(console).unwrap_or_else(|| "nothing".to_owned());
+                let status = self.status(status);
                 end(EndReason::Failed, &format!("the VMM ended with {status}; it said last: {last}"))
             }
             Some(EndReason::Stopped) if let Some(line) = panic => end(EndReason::Failed, &line),
@@ -463,12 +491,14 @@ fn unix_ns() -> u64 {
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// Copies the console into its file and tells that there was something.
+/// Copies the console into its file and tells that there was something, and of a kernel's last line.
 async fn read_console(
     output: OwnedFd,
     console: Rc<RefCell<Console>>,
     heard: watch::Sender<()>,
+    halts: watch::Sender<bool>,
 ) -> std::io::Result<()> {
+    let mut halt = HaltWatch::default();
     let mut output = tokio::net::unix::pipe::Receiver::from_owned_fd(output)?;
     let mut chunk = vec![0; 16 * 1024];
     loop {
@@ -478,5 +508,8 @@ async fn read_console(
         }
         heard.send_replace(());
         console.borrow_mut().write(&chunk[..len])?;
+        if halt.sees(&chunk[..len]) {
+            halts.send_replace(true);
+        }
     }
 }

@@ -5,6 +5,8 @@
 
 use crate::plan::VmPlan;
 use crate::supervise::root::{SYSTEM, SYSTEM_FILES, VM_DIR};
+use banger_vmm::{Driver, firecracker};
+use banger_wire::daemon::NetMode;
 use landlock::{AccessFs, BitFlags};
 use std::path::{Path, PathBuf};
 
@@ -72,6 +74,13 @@ pub(crate) fn vmm(plan: &VmPlan) -> Vec<Grant> {
         grants.push(grant(&drive.path, access));
     }
     grants.push(grant(&machine.run_dir, Access::Sockets));
+    if machine.driver == Driver::Firecracker {
+        grants.push(grant(firecracker::config_path(machine), Access::Read));
+        if plan.net.mode != NetMode::None {
+            // It opens the tap of its network namespace, where it may make no other.
+            grants.push(grant("/dev/net/tun", Access::Write));
+        }
+    }
     grants
 }
 

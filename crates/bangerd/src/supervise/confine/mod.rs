@@ -50,7 +50,8 @@ pub(crate) fn vmm(plan: &VmPlan) -> anyhow::Result<Confinement> {
             rules(ruleset, &grants::vmm(plan)).context("make Landlock rules for the VMM")?;
     }
     if has(Layer::Seccomp) {
-        confinement.filters = syscalls::vmm().context("compile the VMM's filter of system calls")?;
+        confinement.filters =
+            syscalls::vmm(plan.machine.driver).context("compile the VMM's filter of system calls")?;
     }
     Ok(confinement)
 }

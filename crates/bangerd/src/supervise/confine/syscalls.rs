@@ -7,6 +7,7 @@
 //!
 //! A refused call fails with `EPERM`: programs cope with that, since containers do the same.
 
+use banger_vmm::Driver;
 use libc::c_long;
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen as Len, SeccompCmpOp as Is, SeccompCondition as Condition,
@@ -89,8 +90,6 @@ const NEVER: &[c_long] = &[
 
 /// Not of use to the VMM either.
 const NEVER_IN_VMM: &[c_long] = &[
-    // It listens, and inherits its network. Others' sockets in its private root are the supervisor's.
-    libc::SYS_connect,
     // It signals its own threads, by another call.
     libc::SYS_kill,
     libc::SYS_pidfd_open,
@@ -135,9 +134,14 @@ const TIOCSTI: u64 = 0x5412;
 type Rules = BTreeMap<c_long, Vec<Rule>>;
 
 /// For the VMM, from before its program starts.
-pub(crate) fn vmm() -> anyhow::Result<Vec<BpfProgram>> {
+pub(crate) fn vmm(driver: Driver) -> anyhow::Result<Vec<BpfProgram>> {
     let mut rules = common()?;
     rules.extend(NEVER_IN_VMM.iter().map(|call| (*call, Vec::new())));
+    // QEMU listens, and inherits its network. Firecracker connects to the agent's socket when its guest does; what else
+    // it reaches so is the supervisor's own socket, which takes nobody of the vm's processes.
+    if driver == Driver::Qemu {
+        rules.insert(libc::SYS_connect, Vec::new());
+    }
     // Threads, and no processes.
     rules.entry(libc::SYS_clone).or_default().push(bits(0, libc::CLONE_THREAD, 0)?);
     // No network, not even another virtual machine's or the host's `AF_VSOCK`, which no namespace holds back.

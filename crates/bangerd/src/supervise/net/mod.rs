@@ -21,7 +21,7 @@ use anyhow::{Context as _, bail};
 use banger_sys::namespace;
 use banger_sys::netif::{self, Inet4};
 use banger_sys::netlink;
-use banger_vmm::{MachinePlan, NetDevice};
+use banger_vmm::{Driver, MachinePlan, NetDevice, NetLink};
 use banger_wire::daemon::NetMode;
 use starter::Starter;
 use std::cell::RefCell;
@@ -44,11 +44,19 @@ pub(crate) struct Network {
     plan: NetPlan,
     /// Runs things within the namespace.
     pub(crate) thread: Rc<NetThread>,
-    tap: Option<OwnedFd>,
+    link: Option<Link>,
     /// Until the network is raised.
     starter: Option<Starter>,
     raising: bool,
     state: watch::Sender<State>,
+}
+
+/// The guest's link, which is there.
+enum Link {
+    /// A tap for the VMM to inherit.
+    Open(OwnedFd),
+    /// A tap that the VMM opens, and that stays in the namespace until then.
+    Named,
 }
 
 /// What the vm's life has to know of its network.
@@ -65,19 +73,23 @@ impl Network {
     ///
     /// # Errors
     /// When there can be no namespace. A missing link is told by the state instead.
-    pub(crate) async fn create(plan: &NetPlan, starter: Option<Starter>) -> anyhow::Result<Self> {
+    pub(crate) async fn create(
+        plan: &NetPlan,
+        driver: Driver,
+        starter: Option<Starter>,
+    ) -> anyhow::Result<Self> {
         let thread = NetThread::start().await?;
         let wanted = plan.mode != NetMode::None;
-        let made = if wanted { thread.run(create_link).await?.map(Some) } else { Ok(None) };
-        let (tap, warning) = match made {
-            Ok(tap) => (tap, None),
+        let made = if wanted { thread.run(move || create_link(driver)).await?.map(Some) } else { Ok(None) };
+        let (link, warning) = match made {
+            Ok(link) => (link, None),
             Err(error) => (None, Some(sentence(&error))),
         };
-        let state = State { settled: tap.is_none(), warning };
+        let state = State { settled: link.is_none(), warning };
         Ok(Self {
             plan: plan.clone(),
             thread: Rc::new(thread),
-            tap,
+            link,
             starter,
             raising: false,
             state: watch::channel(state).0,
@@ -86,7 +98,7 @@ impl Network {
 
     /// Whether the guest has a link.
     pub(crate) fn has_link(&self) -> bool {
-        self.tap.is_some()
+        self.link.is_some()
     }
 
     /// Follows the state.
@@ -94,9 +106,12 @@ impl Network {
         self.state.subscribe()
     }
 
-    /// The tap, for the VMM to inherit.
+    /// The tap, where the VMM is to inherit it.
     pub(crate) fn tap(&self) -> Option<RawFd> {
-        self.tap.as_ref().map(|tap| tap.as_raw_fd())
+        match &self.link {
+            Some(Link::Open(tap)) => Some(tap.as_raw_fd()),
+            Some(Link::Named) | None => None,
+        }
     }
 
     /// The machine with its network device.
@@ -104,13 +119,17 @@ impl Network {
     /// The VMM finds the tap under the number it has here. Moving it to one chosen beforehand could hit a descriptor
     /// that the start of a process itself needs.
     pub(crate) fn machine(&self, plan: &MachinePlan) -> MachinePlan {
-        let device = |tap_fd| NetDevice { mac: GUEST_MAC.to_owned(), tap_fd: Some(tap_fd) };
-        MachinePlan { net: self.tap().map(device).or_else(|| plan.net.clone()), ..plan.clone() }
+        let link = self.link.as_ref().map(|link| match link {
+            Link::Open(tap) => NetLink::Open(tap.as_raw_fd()),
+            Link::Named => NetLink::Named(TAP.to_owned()),
+        });
+        let device = |link| NetDevice { mac: GUEST_MAC.to_owned(), link };
+        MachinePlan { net: link.map(device).or_else(|| plan.net.clone()), ..plan.clone() }
     }
 
     /// Puts the policy in force and then opens the way out, beside whatever else happens. A second call changes nothing.
     pub(crate) fn raise(&mut self) {
-        if self.tap.is_none() || std::mem::replace(&mut self.raising, true) {
+        if self.link.is_none() || std::mem::replace(&mut self.raising, true) {
             return;
         }
         let (plan, thread, state) = (self.plan.clone(), self.thread.clone(), self.state.clone());
@@ -152,7 +171,7 @@ fn sentence(error: &anyhow::Error) -> String {
 }
 
 /// In the vm's namespace: what the VMM needs to start.
-fn create_link() -> anyhow::Result<OwnedFd> {
+fn create_link(driver: Driver) -> anyhow::Result<Link> {
     let tap = namespace::open_tap(TAP).map_err(|error| {
         let hint = match error.kind() {
             std::io::ErrorKind::PermissionDenied => "; allow it with `sudo chmod 0666 /dev/net/tun`",
@@ -173,7 +192,12 @@ fn create_link() -> anyhow::Result<OwnedFd> {
     std::fs::create_dir_all(file.parent().unwrap_or(file)).context("make the namespace's directory")?;
     std::fs::write(file, "").context("make the namespace's file")?;
     rustix::mount::mount_bind("/proc/thread-self/ns/net", file).context("keep the namespace as a file")?;
-    Ok(tap)
+    if driver == Driver::Firecracker {
+        // It opens a tap by its name, and only one process at a time can have it open.
+        namespace::keep_tap(&tap).with_context(label)?;
+        return Ok(Link::Named);
+    }
+    Ok(Link::Open(tap))
 }
 
 /// A network with its policy in force.

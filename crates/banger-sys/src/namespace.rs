@@ -47,10 +47,10 @@ pub fn fork() -> io::Result<Option<i32>> {
 ///
 /// # Errors
 /// When the caller may not.
-pub fn become_user(uid: u32, gid: u32) -> io::Result<()> {
-    // SAFETY: plain system calls on numbers; the caller has one thread.
+pub fn become_user(uid: u32, gid: u32, groups: &[u32]) -> io::Result<()> {
+    // SAFETY: plain system calls on numbers and a slice with its length; the caller has one thread.
     let result = unsafe {
-        if libc::setgroups(0, std::ptr::null()) != 0
+        if libc::setgroups(groups.len(), groups.as_ptr()) != 0
             || libc::setresgid(gid, gid, gid) != 0
             || libc::setresuid(uid, uid, uid) != 0
         {

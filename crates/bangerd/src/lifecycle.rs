@@ -9,13 +9,14 @@
 //! removal of one vm exclude each other, so nobody acts on what was true a moment ago.
 
 use crate::daemon::{Daemon, net_mode};
+use crate::kvm;
 use crate::net::NetPlan;
 use crate::plan::{Inputs, plan};
 use crate::pull::{ROOTFS_FILE, entropy};
 use crate::store::VmRow;
 use crate::{initramfs, vmsock};
 use anyhow::{Context as _, bail};
-use banger_wire::daemon::{Event, Outcome, Pruned, StartedVm, VmSpec, VmState, VmView, Wait};
+use banger_wire::daemon::{Event, Outcome, Pruned, StartedVm, VmSpec, VmState, VmView, VmmChoice, Wait};
 use banger_wire::error::{ErrorCode, WireError};
 use banger_wire::vm::{EndReason, Phase, VmEnd, VmEvent, VmRequest, VmStatus};
 use std::sync::{Arc, PoisonError};
@@ -101,6 +102,8 @@ impl Daemon {
         let kernel = self.paths.kernel(&row.kernel);
         let spec: VmSpec = serde_json::from_str(&row.spec).context("understand the stored request")?;
         let image = self.find_image(&row.image)?.context("the vm's image is gone")?;
+        let choice = self.choose(spec.vmm.unwrap_or(VmmChoice::Auto)).await?;
+        self.store.set_vmm(&row.id, choice.vmm, choice.kvm)?;
         let plan = plan(Inputs {
             row: &row,
             spec: &spec,
@@ -109,10 +112,11 @@ impl Daemon {
             image: self.paths.image(&row.image).join(ROOTFS_FILE),
             initramfs: initramfs::ensure(&kernel)?,
             kernel,
-            program: self.qemu()?,
+            choice,
             entropy: entropy()?,
             tsc_khz: self.tsc_khz().await,
             net: NetPlan::find(net_mode(&spec)),
+            kvm_group: kvm::group(),
             build: false,
         });
         self.store.set_state(&row.id, VmState::Starting, None)?;

@@ -1,9 +1,11 @@
 //! The owner daemon, and the supervisor of each vm.
 
+mod choice;
 mod config;
 mod daemon;
 mod doctor;
 mod initramfs;
+mod kvm;
 mod lifecycle;
 mod load;
 mod net;
@@ -27,9 +29,14 @@ fn main() -> ExitCode {
         [Some("serve")] => logged(|| serve::run(None)),
         [Some("serve"), Some("--ready-fd"), Some("1")] => logged(|| serve::run(Some(take_stdout()?))),
         [Some("probe-namespaces")] => doctor::namespaces::probe(),
+        [Some("kvm-probe")] => kvm::probe::main(None),
+        [Some("kvm-probe"), Some(group)] => {
+            group.parse().map_err(Into::into).and_then(|group| kvm::probe::main(Some(group)))
+        }
         [Some("apparmor-profile")] => doctor::apparmor::print(),
         _ => Err(anyhow::anyhow!(
-            "usage: bangerd serve [--ready-fd 1] | supervise --dir DIRECTORY | probe-namespaces | apparmor-profile"
+            "usage: bangerd serve [--ready-fd 1] | supervise --dir DIRECTORY | probe-namespaces | kvm-probe [GROUP] | \
+             apparmor-profile"
         )),
     };
     match ended {

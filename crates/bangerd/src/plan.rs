@@ -3,6 +3,7 @@
 //! The daemon writes it into the vm's directory; the supervisor executes it and needs nothing else, so a daemon
 //! that dies between the two changes nothing.
 
+use crate::choice::Choice;
 use crate::net::NetPlan;
 use crate::store::VmRow;
 use banger_image::oci::ImageConfig;
@@ -38,6 +39,9 @@ pub(crate) struct VmPlan {
     pub(crate) dir: PathBuf,
     /// The uid (and gid) everything of this vm runs as when the daemon is root; the owner's own otherwise.
     pub(crate) run_as: Option<u32>,
+    /// The group that may open KVM's device, for such a user.
+    #[serde(default)]
+    pub(crate) kvm_group: Option<u32>,
     /// Files and directories the supervisor's private root shows, besides `/vm` and the system's programs.
     pub(crate) binds: Vec<Bind>,
     /// Files the private root shows writable: the image, for a vm that finishes one.
@@ -97,10 +101,12 @@ pub(crate) struct Inputs<'a> {
     pub(crate) image: PathBuf,
     pub(crate) kernel: PathBuf,
     pub(crate) initramfs: PathBuf,
-    pub(crate) program: PathBuf,
+    pub(crate) choice: Choice,
     pub(crate) entropy: Vec<u8>,
     pub(crate) tsc_khz: Option<u64>,
     pub(crate) net: NetPlan,
+    /// The group of KVM's device, where that helps to open it.
+    pub(crate) kvm_group: Option<u32>,
     /// The vm writes the image itself and boots no further than the agent.
     pub(crate) build: bool,
 }
@@ -113,8 +119,21 @@ fn image_env(config: &ImageConfig) -> impl Iterator<Item = (ByteString, ByteStri
 
 /// Decides everything about a vm.
 pub(crate) fn plan(inputs: Inputs<'_>) -> VmPlan {
-    let Inputs { row, spec, config, dir, image, kernel, initramfs, program, entropy, tsc_khz, net, build } =
-        inputs;
+    let Inputs {
+        row,
+        spec,
+        config,
+        dir,
+        image,
+        kernel,
+        initramfs,
+        choice,
+        entropy,
+        tsc_khz,
+        net,
+        kvm_group,
+        build,
+    } = inputs;
     let inside = |name: &str| PathBuf::from(INSIDE).join(name);
     let mut binds = vec![
         Bind { host: kernel.join("vmlinux"), inside: inside("vmlinux") },
@@ -131,9 +150,11 @@ pub(crate) fn plan(inputs: Inputs<'_>) -> VmPlan {
         binds.push(Bind { host: kernel.join("modules.ext4"), inside: inside("modules.ext4") });
         drives.push(Drive { path: inside("modules.ext4"), read_only: true });
     }
+    let kvm_group = kvm_group.filter(|_| choice.kvm && row.run_as.is_some());
     let machine = MachinePlan {
-        program,
-        kvm: false,
+        // Here the choice becomes a driver: there is one.
+        program: choice.program,
+        kvm: choice.kvm,
         vcpu: row.vcpu,
         memory: row.memory,
         kernel: inside("vmlinux"),
@@ -166,6 +187,7 @@ pub(crate) fn plan(inputs: Inputs<'_>) -> VmPlan {
         name: row.name.clone(),
         dir,
         run_as: row.run_as,
+        kvm_group,
         binds,
         writable,
         machine,

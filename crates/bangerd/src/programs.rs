@@ -2,9 +2,15 @@
 
 use crate::config::Config;
 use crate::doctor::distribution::{Distribution, Need};
+use banger_sys::child;
 use banger_wire::error::{ErrorCode, WireError};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+/// How long a program may take to say something about itself, on a busy machine too.
+const SAY_TIME_MAX: Duration = Duration::from_secs(2);
 
 /// A program that runs vms.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,6 +20,19 @@ pub(crate) enum Vmm {
 }
 
 impl Vmm {
+    /// Returns what it is called in the store and to clients.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Qemu => "qemu",
+            Self::Firecracker => "firecracker",
+        }
+    }
+
+    /// Reads that name.
+    pub(crate) fn from_name(name: &str) -> Option<Self> {
+        [Self::Qemu, Self::Firecracker].into_iter().find(|vmm| vmm.name() == name)
+    }
+
     /// Returns the name its program has.
     pub(crate) fn program(self) -> String {
         match self {
@@ -34,14 +53,14 @@ pub(crate) fn installed() -> Option<PathBuf> {
 ///
 /// # Errors
 /// When it is nowhere, or the config names something that is no program of the system.
-pub(crate) fn find(vmm: Vmm, config: &Config) -> anyhow::Result<PathBuf> {
+pub(crate) fn find(vmm: Vmm, config: &Config) -> Result<PathBuf, WireError> {
     let (configured, own) = match vmm {
         Vmm::Qemu => (&config.qemu_bin, None),
         Vmm::Firecracker => (&config.firecracker_bin, installed()),
     };
     let path = std::env::var_os("PATH").unwrap_or_default();
     let dirs = own.into_iter().chain(std::env::split_paths(&path));
-    Ok(choose(vmm, configured.as_deref(), dirs)?)
+    choose(vmm, configured.as_deref(), dirs)
 }
 
 /// A vm's private root shows the system's directories only, and QEMU needs its files beside it. Firecracker is one file,
@@ -81,14 +100,29 @@ fn choose(
     })
 }
 
-/// Runs a program that prints something about itself; old ones use the error stream for that.
+/// Runs a program that prints something about itself; old ones use the error stream for that. One that does not end
+/// says nothing.
 pub(crate) fn said(program: &Path, argument: &str) -> String {
-    let mut command = banger_sys::child::command(program.as_os_str());
-    let output = command.arg(argument).stdin(Stdio::null()).output();
-    output.map_or_else(
-        |_| String::new(),
-        |output| String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned(),
-    )
+    let mut command = child::command(program.as_os_str());
+    command.arg(argument);
+    match child::output_within(command, SAY_TIME_MAX) {
+        Ok(said) if said.status.is_some() => String::from_utf8_lossy(&said.bytes).into_owned(),
+        _ => String::new(),
+    }
+}
+
+/// Asks a program for its version. The answer is remembered until the program changes.
+pub(crate) fn version_of(program: &Path) -> Option<String> {
+    static KNOWN: Mutex<BTreeMap<PathBuf, (SystemTime, Option<String>)>> = Mutex::new(BTreeMap::new());
+    let changed = std::fs::metadata(program).and_then(|metadata| metadata.modified()).ok()?;
+    let known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner).get(program).cloned();
+    if let Some((_, version)) = known.filter(|(time, version)| *time == changed && version.is_some()) {
+        return version;
+    }
+    let version = version(&said(program, "--version"));
+    let answer = (changed, version.clone());
+    KNOWN.lock().unwrap_or_else(PoisonError::into_inner).insert(program.to_owned(), answer);
+    version
 }
 
 /// Finds the version in what a program says: the first word that begins with a number.
@@ -107,7 +141,7 @@ pub(crate) fn is_at_least(version: &str, least: (u32, u32)) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{Vmm, choose, is_at_least, version};
+    use super::{Vmm, choose, is_at_least, version, version_of};
     use std::path::Path;
 
     #[test]
@@ -137,6 +171,25 @@ mod tests {
         let expected =
             format!("`qemu_bin` in the config is `{}`, which vms can't see", file.path().display());
         assert_eq!(text(Vmm::Qemu, file.path()), expected);
+    }
+
+    #[test]
+    fn a_program_that_changes_has_another_version() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("tool");
+        // By another process: what this one has open for writing, a child of another test could keep open.
+        let write = |version: &str, time: &str| {
+            let mut shell = banger_sys::child::command("sh".as_ref());
+            let script =
+                format!("printf '#!/bin/sh\\necho {version}\\n' >tool; chmod 755 tool; touch -d {time} tool");
+            assert!(shell.args(["-c", &script]).current_dir(&dir).status().unwrap().success());
+        };
+        write("1.0", "@1");
+        assert_eq!(version_of(&file).as_deref(), Some("1.0"));
+        write("2.0", "@1");
+        assert_eq!(version_of(&file).as_deref(), Some("1.0"), "it was not asked again");
+        write("2.0", "@2");
+        assert_eq!(version_of(&file).as_deref(), Some("2.0"));
     }
 
     #[test]

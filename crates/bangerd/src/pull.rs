@@ -5,7 +5,7 @@ use crate::daemon::{Daemon, now};
 use crate::load::LAYOUT_PREFIX;
 use crate::plan::{DISK_FILE, Inputs};
 use crate::store::{ImageRow, KernelRow, VmRow};
-use crate::{initramfs, plan, vmsock};
+use crate::{initramfs, kvm, plan, vmsock};
 use anyhow::{Context as _, bail};
 use banger_image::debian::archive::{ArchiveConfig, architecture};
 use banger_image::debian::image::{self, PackageSet, Recipe};
@@ -13,7 +13,7 @@ use banger_image::kernel::KernelPull;
 use banger_image::oci::{ImageConfig, OciError, OciImage, OciPull, Platform, Reference, RegistryConfig};
 use banger_image::progress::{Progress, Sink};
 use banger_image::rootfs::RootfsBuilder;
-use banger_wire::daemon::{Event, VmSpec, VmState};
+use banger_wire::daemon::{Event, VmSpec, VmState, VmmChoice};
 use banger_wire::error::{ErrorCode, WireError};
 use banger_wire::exec::{ExecSpec, ExitStatus};
 use banger_wire::names::{ImageName, VmId};
@@ -286,6 +286,7 @@ impl Daemon {
         std::fs::create_dir(&dir)?;
         std::fs::File::create(dir.join(DISK_FILE))?;
         let as_root = rustix::process::getuid().is_root();
+        let choice = self.choose(Config::load()?.vmm.unwrap_or(VmmChoice::Auto)).await?;
         let row = VmRow {
             id: self.new_id()?,
             name: "build".parse()?,
@@ -300,6 +301,8 @@ impl Daemon {
             rm: false,
             run_as: as_root.then_some(crate::store::RUN_AS_BUILD),
             spec: String::new(),
+            vmm: choice.vmm,
+            kvm: choice.kvm,
         };
         if let Some(id) = row.run_as {
             std::os::unix::fs::chown(rootfs, Some(id), Some(id))?;
@@ -313,10 +316,11 @@ impl Daemon {
             image: rootfs.to_owned(),
             initramfs: initramfs::ensure(&kernel_dir)?,
             kernel: kernel_dir,
-            program: self.qemu()?,
+            choice,
             entropy: entropy()?,
             tsc_khz: self.tsc_khz().await,
             net: crate::net::NetPlan::none(),
+            kvm_group: kvm::group(),
             build: true,
         });
         let build = Build { staging: Some(staging) };

@@ -17,7 +17,7 @@ pub(crate) const REFUSED: &str = "make namespaces";
 pub(crate) fn probe() -> anyhow::Result<()> {
     if rustix::process::getuid().is_root() {
         // Vms of root run as other users, whose rights are what counts.
-        namespace::become_user(RUN_AS_BUILD, RUN_AS_BUILD).context("give up root")?;
+        namespace::become_user(RUN_AS_BUILD, RUN_AS_BUILD, &[]).context("give up root")?;
     }
     let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
     let flags = UnshareFlags::NEWUSER
@@ -35,8 +35,8 @@ pub(crate) fn probe() -> anyhow::Result<()> {
 
 /// Runs that process; its words are the error.
 pub(crate) fn try_out() -> Result<(), String> {
-    let own = std::env::current_exe().map_err(|error| format!("find this program: {error}"))?;
-    let mut command = banger_sys::child::command(own.as_os_str());
+    // Not by its path, which may lead to another build by now, or nowhere.
+    let mut command = banger_sys::child::command("/proc/self/exe".as_ref());
     command.arg("probe-namespaces").stdin(Stdio::null()).stdout(Stdio::null());
     let output = command.output().map_err(|error| format!("start `bangerd probe-namespaces`: {error}"))?;
     if output.status.success() {

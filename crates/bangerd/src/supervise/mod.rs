@@ -53,7 +53,7 @@ pub(crate) fn run(dir: &Path) -> anyhow::Result<()> {
         // With root's rights the root is built first: afterwards nothing of root's is readable.
         namespace::unshare(UnshareFlags::NEWNS).context("make a mount namespace")?;
         root::enter(&plan, root::Proc::Host).context("build the vm's private root")?;
-        namespace::become_user(id, id).context("give up root")?;
+        namespace::become_user(id, id, plan.kvm_group.as_slice()).context("give up root")?;
     }
     let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
     if uid == 0 {

@@ -19,7 +19,7 @@ pub(crate) const IMAGE: &str = "debian-bookworm-slim";
 static NEXT_UID: AtomicU32 = AtomicU32::new(1_870_000_000);
 
 /// The programs, where every user can execute them.
-fn programs() -> &'static Path {
+pub(crate) fn programs() -> &'static Path {
     static DIR: OnceLock<PathBuf> = OnceLock::new();
     DIR.get_or_init(|| {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();

@@ -16,11 +16,16 @@ use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 /// The device.
 pub(crate) const DEVICE: &str = "/dev/kvm";
 /// The kernel's name for the time since it was booted.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// How long a guest that took too long stands for what KVM can do. The machine may only have been busy, but one that
+/// hangs takes as long each time.
+const DOUBT_TIME: Duration = Duration::from_secs(60);
 
 /// What there is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,8 +64,8 @@ struct Subject {
     build: String,
     device: u64,
     inode: u64,
-    /// Changes with owner and rights as well.
-    changed: (i64, i64),
+    /// Owner, group and rights. The time of the last change would be simpler, but it changes when the device is opened.
+    rights: (u32, u32, u32),
 }
 
 /// The answer, once it is known.
@@ -68,7 +73,8 @@ struct Subject {
 pub(crate) struct Known {
     device: PathBuf,
     file: PathBuf,
-    answer: Mutex<Option<Answer>>,
+    /// Until when it is believed, where that is not for good.
+    answer: Mutex<Option<(Answer, Option<Instant>)>>,
 }
 
 /// Runs a guest as a user in this group.
@@ -99,11 +105,14 @@ impl Known {
         // Whoever comes second waits for the first one's answer.
         let mut known = self.answer.lock().unwrap_or_else(PoisonError::into_inner);
         if believe {
-            let current = |answer: &Answer| about.as_ref() == Some(&answer.about);
+            let now = Instant::now();
+            let current = |(answer, until): &(Answer, Option<Instant>)| {
+                about.as_ref() == Some(&answer.about) && until.is_none_or(|until| now < until)
+            };
             if !known.as_ref().is_some_and(current) {
-                *known = self.stored().filter(current);
+                *known = self.stored().map(|answer| (answer, None)).filter(current);
             }
-            if let Some(answer) = &*known {
+            if let Some((answer, _)) = &*known {
                 return answer.refusal.clone().map_or(Kvm::Usable, Kvm::Refuses);
             }
         }
@@ -117,12 +126,11 @@ impl Known {
         };
         if let Some(about) = about {
             let answer = Answer { about, refusal: refusal.clone() };
-            // A guest that was only slow may do better under the next daemon.
             let written = if is_certain { self.store(&answer) } else { self.forget() };
             if let Err(error) = written {
                 tracing::warn!("write `{}`: {error}, ignoring", self.file.display());
             }
-            *known = Some(answer);
+            *known = Some((answer, (!is_certain).then(|| Instant::now() + DOUBT_TIME)));
         }
         refusal.map_or(Kvm::Usable, Kvm::Refuses)
     }
@@ -160,7 +168,7 @@ fn subject(metadata: &Metadata) -> Option<Subject> {
         build: BUILD.to_owned(),
         device: metadata.rdev(),
         inode: metadata.ino(),
-        changed: (metadata.ctime(), metadata.ctime_nsec()),
+        rights: (metadata.uid(), metadata.gid(), metadata.mode()),
     })
 }
 
@@ -213,7 +221,7 @@ fn group_name(groups: &str, gid: u32) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::probe::Outcome;
-    use super::{Answer, Known, Kvm, Refusal, group_name, has_extensions};
+    use super::{Answer, Instant, Known, Kvm, Refusal, group_name, has_extensions};
     use std::cell::Cell;
     use std::path::Path;
     use std::sync::Mutex;
@@ -277,11 +285,11 @@ mod tests {
         }
         let (slow, answer) = refused(false);
         assert_eq!(ask(&first, true, &slow), (answer.clone(), true));
-        assert_eq!(
-            ask(&first, true, &Outcome::Passed),
-            (answer, false),
-            "this daemon does not try on and on"
-        );
+        assert_eq!(ask(&first, true, &Outcome::Passed), (answer, false), "it does not try on and on");
+        // A minute later.
+        first.answer.lock().unwrap().as_mut().unwrap().1 = Some(Instant::now());
+        assert_eq!(ask(&first, true, &Outcome::Passed), (Kvm::Usable, true));
+        assert!(ask(&first, false, &slow).1);
         assert_eq!(ask(&daemon(dir.path()), true, &Outcome::Passed), (Kvm::Usable, true));
     }
 

@@ -1,8 +1,12 @@
 //! What happens between `fork` and `exec` of a child.
 
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use std::io::Read as _;
+use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use std::os::unix::process::CommandExt as _;
-use std::process::Command;
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
 
 /// Signals that a Rust program or its parent may have changed and that a fresh program expects untouched.
 const SIGNALS_RESET: [libc::c_int; 9] = [
@@ -22,6 +26,60 @@ const SIGNALS_RESET: [libc::c_int; 9] = [
 #[must_use]
 pub fn command(program: &std::ffi::OsStr) -> Command {
     Command::new(program)
+}
+
+/// Most bytes kept of what a program says in [`output_within`].
+const SAID_LEN_MAX: usize = 256 * 1024;
+
+/// What a program said, and how it ended.
+#[derive(Debug)]
+pub struct Said {
+    /// Its output and error stream, in one.
+    pub bytes: Vec<u8>,
+    /// None when its time was over, and it was killed.
+    pub status: Option<ExitStatus>,
+}
+
+/// Runs a program without input, for as long as `time`; it is killed then.
+///
+/// # Errors
+/// When it can't be started.
+pub fn output_within(mut command: Command, time: Duration) -> std::io::Result<Said> {
+    let deadline = Instant::now() + time;
+    let (mut output, input) = std::io::pipe()?;
+    let mut child = command.stdin(Stdio::null()).stdout(input.try_clone()?).stderr(input).spawn()?;
+    // It holds the pipe's other end, without which there is no end of what is read.
+    drop(command);
+    let mut bytes = Vec::new();
+    let mut part = [0; 4096];
+    while bytes.len() < SAID_LEN_MAX && is_ready(&output, deadline) {
+        match output.read(&mut part) {
+            Ok(0) | Err(_) => break,
+            Ok(len) => bytes.extend_from_slice(&part[..len]),
+        }
+    }
+    let ended = pidfd_open(Pid::from_child(&child), PidfdFlags::empty());
+    if ended.is_ok_and(|ended| is_ready(&ended, deadline))
+        && let Some(status) = child.try_wait()?
+    {
+        return Ok(Said { bytes, status: Some(status) });
+    }
+    let _ = child.kill();
+    // One that is stuck in the kernel ends when it can; nobody needs to wait for that.
+    std::thread::spawn(move || child.wait());
+    Ok(Said { bytes, status: None })
+}
+
+/// Waits until a descriptor can be read, or is at its end; false when the deadline has come first.
+fn is_ready(fd: impl AsFd, deadline: Instant) -> bool {
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let left = Timespec::try_from(left).ok();
+        match poll(&mut [PollFd::new(&fd, PollFlags::IN)], left.as_ref()) {
+            Err(rustix::io::Errno::INTR) => {}
+            ready => return ready.is_ok_and(|count| count > 0),
+        }
+    }
 }
 
 /// Whose rights a child gets.
@@ -73,7 +131,26 @@ fn check(result: libc::c_int) -> std::io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::{command, new_session};
+    use super::{command, new_session, output_within};
+    use std::time::{Duration, Instant};
+
+    #[test]
+    fn a_program_that_goes_on_is_ended() {
+        let shell = |script: &str| {
+            let mut shell = command("sh".as_ref());
+            shell.args(["-c", script]);
+            shell
+        };
+        let said = output_within(shell("echo out; echo err >&2; exit 3"), Duration::from_secs(60)).unwrap();
+        assert_eq!((&*said.bytes, said.status.unwrap().code()), (&b"out\nerr\n"[..], Some(3)));
+        // Silent, with its streams closed, and never silent.
+        for script in ["echo begun; exec sleep 60", "exec >&- 2>&-; exec sleep 60", "exec yes"] {
+            let begun = Instant::now();
+            let said = output_within(shell(script), Duration::from_millis(200)).unwrap();
+            assert!(said.status.is_none() && begun.elapsed() < Duration::from_secs(30), "{script}");
+        }
+        assert!(output_within(command("/nowhere".as_ref()), Duration::from_secs(1)).is_err());
+    }
 
     #[test]
     fn a_child_leads_its_own_session() {

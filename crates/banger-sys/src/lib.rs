@@ -6,6 +6,7 @@
 pub mod child;
 pub mod confine;
 pub mod filesystem;
+pub mod kvm;
 pub mod namespace;
 pub mod netif;
 pub mod netlink;

@@ -266,6 +266,8 @@ pub struct PlanSummary {
     pub net: NetMode,
     /// True when the processor is emulated in software.
     pub emulated: bool,
+    /// Why that is, and what helps.
+    pub note: Option<String>,
     /// True when the image has to be pulled first.
     pub pull_image: bool,
     /// True when the kernel has to be pulled first.
@@ -344,6 +346,8 @@ pub struct VmView {
     pub net: NetMode,
     /// `qemu` or `firecracker`.
     pub vmm: String,
+    /// True when the processor is emulated in software.
+    pub emulated: bool,
     /// The VMM's process id.
     pub vmm_pid: Option<i32>,
     /// The guest kernel's boot id, while running.

@@ -150,7 +150,7 @@ pub(crate) struct SpecArgs {
     /// What it may reach.
     #[arg(long, value_name = "MODE")]
     pub(crate) net: Option<NetArg>,
-    /// What runs it.
+    /// What runs it [default: the config's `vmm`, else auto].
     #[arg(long, value_name = "VMM")]
     pub(crate) vmm: Option<VmmArg>,
     /// A variable of every session; `K` alone takes the value from here.
@@ -498,11 +498,11 @@ impl From<NetArg> for NetMode {
 /// [`VmmChoice`] as a flag's value.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub(crate) enum VmmArg {
-    /// What works best here; today always QEMU.
+    /// Firecracker where KVM works and this banger can use it, else QEMU.
     Auto,
-    /// Firecracker; not supported yet.
+    /// Firecracker, which needs KVM; not supported yet.
     Firecracker,
-    /// QEMU.
+    /// QEMU, with KVM where that works.
     Qemu,
 }
 

@@ -44,6 +44,9 @@ impl<'a> Progress<'a> {
             Event::Planned(plan) => {
                 self.planned = Some(plan.name.to_string());
                 self.ui.note(&plan_line(plan));
+                if let Some(note) = &plan.note {
+                    self.ui.note(note);
+                }
             }
             Event::Step { label } => {
                 self.end_stage();
@@ -84,16 +87,21 @@ impl<'a> Progress<'a> {
 
 /// Returns the line before the progress.
 pub(crate) fn plan_line(plan: &PlanSummary) -> String {
-    let emulation = if plan.emulated { " (software emulation)" } else { "" };
+    let how = processor_word(plan.emulated);
     let net = match plan.net {
         NetMode::Internet => "",
         NetMode::None => ", no network",
         NetMode::Full => ", full network",
     };
     format!(
-        "vm {}: {} vcpu, {}, {} disk, {}, {}{emulation}{net}",
+        "vm {}: {} vcpu, {}, {} disk, {}, {} ({how}){net}",
         plan.name, plan.vcpu, plan.memory, plan.disk_size, plan.image, plan.vmm
     )
+}
+
+/// Returns what a vm's processor is.
+pub(crate) fn processor_word(emulated: bool) -> &'static str {
+    if emulated { "software emulation" } else { "KVM" }
 }
 
 /// Returns the lines after it: with `verbose` the measured steps, then how long all took.
@@ -173,6 +181,7 @@ mod tests {
             vmm: "qemu".to_owned(),
             net: NetMode::Internet,
             emulated: true,
+            note: None,
             pull_image: false,
             pull_kernel: false,
         };
@@ -180,14 +189,15 @@ mod tests {
         assert_eq!(plan_line(&plan), format!("{line} (software emulation)"));
         plan.emulated = false;
         plan.net = NetMode::None;
-        assert_eq!(plan_line(&plan), format!("{line}, no network"));
+        assert_eq!(plan_line(&plan), format!("{line} (KVM), no network"));
     }
 
     #[test]
     fn timings_are_for_the_curious() {
         let vm = serde_json::json!({
             "id": "0123456789ab", "name": "web", "state": "running", "image": "i", "kernel": "k", "vcpu": 1,
-            "memory": 1, "disk_size": 1, "disk_used_bytes": 0, "net": "none", "vmm": "qemu", "created": 0,
+            "memory": 1, "disk_size": 1, "disk_used_bytes": 0, "net": "none", "vmm": "qemu", "emulated": true,
+            "created": 0,
             "rm": false, "dir": "/", "socket": "/s", "watchdog_restarts": 0
         });
         let started = StartedVm {

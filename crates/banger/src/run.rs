@@ -186,6 +186,9 @@ async fn dry_run(context: &mut Context, spec: VmSpec, json: bool) -> Ended {
         return Ok(0);
     }
     let mut text = format!("{}\n", escape(&plan_line(&plan)));
+    if let Some(note) = &plan.note {
+        text.push_str(&format!("{}\n", escape(note)));
+    }
     if plan.pull_image {
         text.push_str(&format!("would pull image {}\n", escape(&plan.image)));
     }

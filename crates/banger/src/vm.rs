@@ -4,6 +4,7 @@ use crate::args::{
     DeleteArgs, ListArgs, PruneArgs, RefsArgs, RestartArgs, SetArgs, ShowArgs, StartArgs, StopArgs, VmCommand,
 };
 use crate::context::{Context, expect_outcome};
+use crate::progress::processor_word;
 use crate::stop::{Ended, Stop, invalid};
 use crate::streams;
 use crate::table::{Table, render_pairs};
@@ -182,7 +183,7 @@ fn vm_pairs(vm: &VmView, now: i64) -> String {
         ("memory", Some(vm.memory.to_string())),
         ("disk", Some(format!("{} of {}", bytes(vm.disk_used_bytes), vm.disk_size))),
         ("network", Some(net_word(vm.net).to_owned())),
-        ("vmm", Some(format!("{}{pid}", vm.vmm))),
+        ("vmm", Some(format!("{}, {}{pid}", vm.vmm, processor_word(vm.emulated)))),
         ("boot id", vm.boot_id.clone()),
         ("boot restarts", restarts),
         ("created", Some(date(vm.created, now))),

@@ -2,6 +2,7 @@
 
 use anyhow::Context as _;
 use banger_image::oci::HostConfig;
+use banger_wire::daemon::VmmChoice;
 use banger_wire::error::{ErrorCode, WireError};
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -17,6 +18,8 @@ pub(crate) struct Config {
     pub(crate) default_image: Option<String>,
     /// Whether emulated vms go on from a saved machine instead of booting; they do by default.
     pub(crate) restore: Option<bool>,
+    /// What runs vms that name nothing.
+    pub(crate) vmm: Option<VmmChoice>,
     /// Registries by host, with the port where one is named.
     #[serde(default)]
     pub(crate) registry: BTreeMap<String, Registry>,
@@ -116,7 +119,7 @@ pub(crate) fn path() -> Option<PathBuf> {
 
 #[cfg(test)]
 mod tests {
-    use super::Config;
+    use super::{Config, VmmChoice};
     use std::path::Path;
 
     #[test]
@@ -138,7 +141,9 @@ mod tests {
     fn programs_and_releases_can_be_named() {
         let text = "qemu_bin = '/usr/libexec/qemu-kvm'\nfirecracker_bin = '/opt/firecracker'\n\
                     [firecracker]\nversion = '1.16.2'\nsha256 = 'ab'\nurl = 'http://mirror.example/fc'\n";
-        let config = Config::parse(text, Path::new("/config.toml")).unwrap();
+        let text = format!("vmm = 'firecracker'\n{text}");
+        let config = Config::parse(&text, Path::new("/config.toml")).unwrap();
+        assert_eq!(config.vmm, Some(VmmChoice::Firecracker));
         assert_eq!(config.qemu_bin.as_deref(), Some(Path::new("/usr/libexec/qemu-kvm")));
         assert_eq!(config.firecracker_bin.as_deref(), Some(Path::new("/opt/firecracker")));
         assert_eq!(config.firecracker.version.as_deref(), Some("1.16.2"));
@@ -151,5 +156,8 @@ mod tests {
         let text = error.causes.join("\n");
         assert!(text.contains("line 1") && text.contains("debian_miror"), "{text}");
         assert!(text.contains("`debian_mirror`"), "what there is instead: {text}");
+        let error = Config::parse("vmm = 'xen'\n", Path::new("/config.toml")).unwrap_err();
+        let text = error.causes.join("\n");
+        assert!(text.contains("line 1") && text.contains("`firecracker`"), "{text}");
     }
 }

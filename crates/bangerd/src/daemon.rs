@@ -3,8 +3,11 @@
 //! State of a running vm is its supervisor's; the daemon watches it and writes down what it hears. After a crash the
 //! locks on the disks say which vms run, and the ordinary start-up path picks them up again.
 
+use crate::choice::{self, Choice};
 use crate::config::Config;
+use crate::doctor::facts::{Program, user};
 use crate::doctor::leftovers;
+use crate::kvm;
 use crate::lifecycle::lost;
 use crate::load::SPOOL_PREFIX;
 use crate::paths::Paths;
@@ -24,7 +27,7 @@ use banger_wire::size::Mebibytes;
 use banger_wire::vm::VmStatus;
 use std::collections::{HashMap, HashSet};
 use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::sync::mpsc::UnboundedSender;
@@ -38,6 +41,8 @@ const DISK_MIN: Mebibytes = Mebibytes(128);
 const DISK_MAX: Mebibytes = Mebibytes(16 << 20);
 const VCPU_MAX: u32 = 32;
 
+/// What is known of KVM, within the state directory.
+const KVM_FILE: &str = "kvm.json";
 /// How often a made-up name may turn out to be taken: each time another request was quicker.
 const NAME_TRIES_MAX: u32 = 8;
 
@@ -56,6 +61,7 @@ pub(crate) struct Daemon {
     pub(crate) busy: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
     /// One template at a time is made; these can't be used.
     pub(crate) templates: tokio::sync::Mutex<HashSet<String>>,
+    pub(crate) kvm: Arc<kvm::Known>,
     tsc: Option<tsc::Reading>,
 }
 
@@ -91,6 +97,9 @@ pub(crate) fn check_size(vcpu: u32, memory: Mebibytes) -> anyhow::Result<()> {
 struct Resolved {
     summary: PlanSummary,
     given_name: bool,
+    /// What was asked for, which each start meets anew.
+    vmm: VmmChoice,
+    choice: Choice,
 }
 
 impl Daemon {
@@ -98,6 +107,7 @@ impl Daemon {
     pub(crate) fn open(paths: Paths) -> anyhow::Result<Arc<Self>> {
         let store = Store::open(&paths.state.join("banger.db"))?;
         Ok(Arc::new(Self {
+            kvm: Arc::new(kvm::Known::new(paths.state.join(KVM_FILE))),
             paths,
             store,
             pulling: tokio::sync::Mutex::default(),
@@ -135,9 +145,20 @@ impl Daemon {
         Ok(())
     }
 
-    /// Looks the VMM up.
-    pub(crate) fn qemu(&self) -> anyhow::Result<PathBuf> {
-        programs::find(Vmm::Qemu, &Config::load()?)
+    /// Chooses what runs a vm for which this was asked for.
+    pub(crate) async fn choose(&self, asked: VmmChoice) -> anyhow::Result<Choice> {
+        let config = Config::load()?;
+        let known = Arc::clone(&self.kvm);
+        // Programs may be asked for their versions, and KVM be tried out.
+        let gathered = tokio::task::spawn_blocking(move || choice::Facts {
+            asked,
+            kvm: known.find(),
+            qemu: programs::find(Vmm::Qemu, &config),
+            firecracker: programs::find(Vmm::Firecracker, &config)
+                .map(|path| Program { version: programs::version_of(&path), path }),
+            user: user(),
+        });
+        Ok(choice::choose(gathered.await?)?)
     }
 
     /// Returns the rate of the time stamp counter, known since some milliseconds after the daemon's start.
@@ -147,12 +168,9 @@ impl Daemon {
         reading.khz()
     }
 
-    fn resolve(&self, spec: &VmSpec) -> anyhow::Result<Resolved> {
-        if spec.vmm == Some(VmmChoice::Firecracker) {
-            return Err(WireError::new(ErrorCode::Invalid, "Firecracker is not supported yet")
-                .hinted("leave `--vmm` out, or use `--vmm qemu`")
-                .into());
-        }
+    async fn resolve(&self, spec: &VmSpec) -> anyhow::Result<Resolved> {
+        let config = Config::load()?;
+        let vmm = spec.vmm.or(config.vmm).unwrap_or(VmmChoice::Auto);
         let cpus = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
         let vcpu = spec.vcpu.unwrap_or((cpus / 4).clamp(1, 4));
         let memory = spec.memory.unwrap_or(Mebibytes((ram().0 / 8).clamp(512, 8 * 1024)));
@@ -176,12 +194,13 @@ impl Daemon {
         };
         let image = match &spec.image {
             Some(image) => image.clone(),
-            None => Config::load()?.default_image.unwrap_or_else(|| DEFAULT_IMAGE.to_owned()),
+            None => config.default_image.unwrap_or_else(|| DEFAULT_IMAGE.to_owned()),
         };
         let kernel: KernelName = match &spec.kernel {
             Some(kernel) => kernel.clone(),
             None => DEFAULT_KERNEL.parse()?,
         };
+        let choice = self.choose(vmm).await?;
         let summary = PlanSummary {
             name,
             vcpu,
@@ -191,16 +210,17 @@ impl Daemon {
             pull_kernel: self.store.kernels()?.iter().all(|row| row.name != kernel.as_str()),
             image,
             kernel,
-            vmm: "qemu".to_owned(),
+            vmm: choice.vmm.name().to_owned(),
             net: net_mode(spec),
-            emulated: true,
+            emulated: !choice.kvm,
+            note: choice.note.clone(),
         };
-        Ok(Resolved { summary, given_name: spec.name.is_some() })
+        Ok(Resolved { summary, given_name: spec.name.is_some(), vmm, choice })
     }
 
     /// Says what a request would do.
-    pub(crate) fn plan(&self, spec: &VmSpec) -> anyhow::Result<Outcome> {
-        Ok(Outcome::Plan(self.resolve(spec)?.summary))
+    pub(crate) async fn plan(&self, spec: &VmSpec) -> anyhow::Result<Outcome> {
+        Ok(Outcome::Plan(self.resolve(spec).await?.summary))
     }
 
     /// Makes a vm in the given state: pulls what is missing, reserves the name, formats its disk. Returns its row.
@@ -210,8 +230,7 @@ impl Daemon {
         state: VmState,
         events: &UnboundedSender<Event>,
     ) -> anyhow::Result<VmRow> {
-        let Resolved { mut summary, given_name } = self.resolve(spec)?;
-        self.qemu()?;
+        let Resolved { mut summary, given_name, vmm, choice } = self.resolve(spec).await?;
         let _ = events.send(Event::Planned(summary.clone()));
         let kernel = self.ensure_kernel(summary.kernel.as_str(), events).await?;
         let image = self.ensure_image(&summary.image, &kernel, events).await?;
@@ -229,7 +248,9 @@ impl Daemon {
             created: now(),
             rm: spec.rm,
             run_as: None,
-            spec: serde_json::to_string(spec)?,
+            spec: serde_json::to_string(&VmSpec { vmm: Some(vmm), ..spec.clone() })?,
+            vmm: choice.vmm,
+            kvm: choice.kvm,
         };
         let mut tries = 0;
         while !self.store.insert_vm(&mut row, as_root)? {
@@ -308,7 +329,8 @@ impl Daemon {
             disk_size: row.disk_size,
             disk_used_bytes: disk,
             net,
-            vmm: "qemu".to_owned(),
+            vmm: row.vmm.name().to_owned(),
+            emulated: !row.kvm,
             vmm_pid: status.as_ref().and_then(|status| status.vmm_pid),
             boot_id: status.as_ref().and_then(|status| status.boot_id.clone()),
             created: row.created,

@@ -8,17 +8,14 @@
 //! While a vm runs its watcher alone writes its state: whoever started the vm may leave before it is up. Start, stop and
 //! removal of one vm exclude each other, so nobody acts on what was true a moment ago.
 
-use crate::config::Config;
 use crate::daemon::{Daemon, check_size, net_mode};
 use crate::net::NetPlan;
 use crate::plan::{Inputs, plan};
-use crate::programs::VmmProgram;
 use crate::pull::{ROOTFS_FILE, entropy};
 use crate::store::VmRow;
 use crate::{initramfs, vmsock};
 use anyhow::{Context as _, bail};
-use banger_vmm::Driver;
-use banger_wire::daemon::{Event, Outcome, Pruned, StartedVm, VmSpec, VmState, VmView, Wait};
+use banger_wire::daemon::{Event, Outcome, Pruned, StartedVm, VmSpec, VmState, VmView, VmmChoice, Wait};
 use banger_wire::error::{ErrorCode, WireError};
 use banger_wire::size::Mebibytes;
 use banger_wire::vm::{EndReason, Phase, VmEnd, VmEvent, VmRequest, VmStatus};
@@ -113,16 +110,17 @@ impl Daemon {
         let kernel = self.paths.kernel(&row.kernel);
         let spec: VmSpec = serde_json::from_str(&row.spec).context("understand the stored request")?;
         let image = self.find_image(&row.image)?.context("the vm's image is gone")?;
-        let vmm = VmmProgram::of(Driver::Qemu, &Config::load()?)?;
+        let choice = self.choose(spec.vmm.unwrap_or(VmmChoice::Auto)).await?;
+        self.store.set_vmm(&row.id, choice.vmm, choice.kvm)?;
         let mut plan = plan(Inputs {
             row: &row,
             spec: &spec,
             config: &image.config,
             dir,
             image: self.paths.image(&row.image).join(ROOTFS_FILE),
-            initramfs: initramfs::ensure(&kernel, vmm.driver)?,
+            initramfs: initramfs::ensure(&kernel, choice.vmm.driver())?,
             kernel,
-            vmm,
+            choice,
             entropy: entropy()?,
             tsc_khz: self.tsc_khz().await,
             net: NetPlan::find(net_mode(&spec)),

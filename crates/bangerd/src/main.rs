@@ -1,9 +1,11 @@
 //! The owner daemon, and the supervisor of each vm.
 
+mod choice;
 mod config;
 mod daemon;
 mod doctor;
 mod initramfs;
+mod kvm;
 mod lifecycle;
 mod load;
 mod net;
@@ -28,9 +30,11 @@ fn main() -> ExitCode {
         [Some("serve")] => logged(|| serve::run(None)),
         [Some("serve"), Some("--ready-fd"), Some("1")] => logged(|| serve::run(Some(take_stdout()?))),
         [Some("probe-namespaces")] => doctor::namespaces::probe(),
+        [Some("kvm-probe")] => kvm::probe::main(),
         [Some("apparmor-profile")] => doctor::apparmor::print(),
         _ => Err(anyhow::anyhow!(
-            "usage: bangerd serve [--ready-fd 1] | supervise --dir DIRECTORY | probe-namespaces | apparmor-profile"
+            "usage: bangerd serve [--ready-fd 1] | supervise --dir DIRECTORY | probe-namespaces | kvm-probe | \
+             apparmor-profile"
         )),
     };
     match ended {

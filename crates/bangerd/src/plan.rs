@@ -3,8 +3,8 @@
 //! The daemon writes it into the vm's directory; the supervisor executes it and needs nothing else, so a daemon
 //! that dies between the two changes nothing.
 
+use crate::choice::Choice;
 use crate::net::NetPlan;
-use crate::programs::VmmProgram;
 use crate::store::VmRow;
 use banger_image::oci::ImageConfig;
 use banger_vmm::{Drive, Driver, MachinePlan};
@@ -119,7 +119,7 @@ pub(crate) struct Inputs<'a> {
     pub(crate) image: PathBuf,
     pub(crate) kernel: PathBuf,
     pub(crate) initramfs: PathBuf,
-    pub(crate) vmm: VmmProgram,
+    pub(crate) choice: Choice,
     pub(crate) entropy: Vec<u8>,
     pub(crate) tsc_khz: Option<u64>,
     pub(crate) net: NetPlan,
@@ -135,7 +135,7 @@ fn image_env(config: &ImageConfig) -> impl Iterator<Item = (ByteString, ByteStri
 
 /// Decides everything about a vm.
 pub(crate) fn plan(inputs: Inputs<'_>) -> VmPlan {
-    let Inputs { row, spec, config, dir, image, kernel, initramfs, vmm, entropy, tsc_khz, net, build } =
+    let Inputs { row, spec, config, dir, image, kernel, initramfs, choice, entropy, tsc_khz, net, build } =
         inputs;
     let inside = |name: &str| PathBuf::from(INSIDE).join(name);
     let mut binds = vec![
@@ -143,10 +143,10 @@ pub(crate) fn plan(inputs: Inputs<'_>) -> VmPlan {
         Bind { host: initramfs, inside: inside("initramfs") },
     ];
     // It may be anywhere; QEMU, with the files it needs, is below `/usr`.
-    let program = match vmm.driver {
-        Driver::Qemu => vmm.path,
+    let program = match choice.vmm.driver() {
+        Driver::Qemu => choice.program,
         Driver::Firecracker => {
-            binds.push(Bind { host: vmm.path, inside: inside("firecracker") });
+            binds.push(Bind { host: choice.program, inside: inside("firecracker") });
             inside("firecracker")
         }
     };
@@ -162,10 +162,10 @@ pub(crate) fn plan(inputs: Inputs<'_>) -> VmPlan {
         drives.push(Drive { path: inside("modules.ext4"), read_only: true });
     }
     let machine = MachinePlan {
-        driver: vmm.driver,
+        driver: choice.vmm.driver(),
         program,
-        kvm: vmm.driver == Driver::Firecracker,
-        pci: vmm.pci,
+        kvm: choice.kvm,
+        pci: choice.pci,
         vcpu: row.vcpu,
         memory: row.memory,
         kernel: inside("vmlinux"),

@@ -2,10 +2,16 @@
 
 use crate::config::Config;
 use crate::doctor::distribution::{Distribution, Need};
-use banger_vmm::{Driver, firecracker};
+use banger_sys::child;
+use banger_vmm::Driver;
 use banger_wire::error::{ErrorCode, WireError};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+/// How long a program may take to say something about itself, on a busy machine too.
+const SAY_TIME_MAX: Duration = Duration::from_secs(2);
 
 /// A program that runs vms.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,53 +21,33 @@ pub(crate) enum Vmm {
 }
 
 impl Vmm {
+    /// Returns what it is called in the store and to clients.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Qemu => "qemu",
+            Self::Firecracker => "firecracker",
+        }
+    }
+
+    /// Reads that name.
+    pub(crate) fn from_name(name: &str) -> Option<Self> {
+        [Self::Qemu, Self::Firecracker].into_iter().find(|vmm| vmm.name() == name)
+    }
+
+    /// Returns what drives it.
+    pub(crate) fn driver(self) -> Driver {
+        match self {
+            Self::Qemu => Driver::Qemu,
+            Self::Firecracker => Driver::Firecracker,
+        }
+    }
+
     /// Returns the name its program has.
     pub(crate) fn program(self) -> String {
         match self {
             Self::Qemu => format!("qemu-system-{}", std::env::consts::ARCH),
             Self::Firecracker => "firecracker".to_owned(),
         }
-    }
-}
-
-/// A VMM that can be used here.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct VmmProgram {
-    pub(crate) driver: Driver,
-    pub(crate) path: PathBuf,
-    /// Its devices can be on a PCI bus.
-    pub(crate) pci: bool,
-}
-
-impl VmmProgram {
-    /// Finds what a driver needs.
-    ///
-    /// # Errors
-    /// When it is not installed, or of a version the driver isn't made for.
-    pub(crate) fn of(driver: Driver, config: &Config) -> anyhow::Result<Self> {
-        match driver {
-            Driver::Qemu => Ok(Self { driver, path: find(Vmm::Qemu, config)?, pci: true }),
-            Driver::Firecracker => {
-                let path = find(Vmm::Firecracker, config)?;
-                let pci = firecracker_has_pci(&path, version(&said(&path, "--version")).as_deref())?;
-                Ok(Self { driver, path, pci })
-            }
-        }
-    }
-}
-
-fn firecracker_has_pci(path: &Path, version: Option<&str>) -> Result<bool, WireError> {
-    let shown = path.display();
-    let error = |text: String| {
-        let hint = "get one that fits with `banger setup`, or name it in the config (`firecracker_bin`)";
-        WireError::new(ErrorCode::Failed, text).hinted(hint)
-    };
-    let Some(version) = version else {
-        return Err(error(format!("`{shown}` does not say its version, so it can't be used as Firecracker")));
-    };
-    match firecracker::unfit(numbers(version)) {
-        Some(why) => Err(error(format!("`{shown}` is Firecracker {version}, {why}"))),
-        None => Ok(numbers(version) >= firecracker::PCI_SINCE),
     }
 }
 
@@ -76,14 +62,14 @@ pub(crate) fn installed() -> Option<PathBuf> {
 ///
 /// # Errors
 /// When it is nowhere, or the config names something that is no program of the system.
-pub(crate) fn find(vmm: Vmm, config: &Config) -> anyhow::Result<PathBuf> {
+pub(crate) fn find(vmm: Vmm, config: &Config) -> Result<PathBuf, WireError> {
     let (configured, own) = match vmm {
         Vmm::Qemu => (&config.qemu_bin, None),
         Vmm::Firecracker => (&config.firecracker_bin, installed()),
     };
     let path = std::env::var_os("PATH").unwrap_or_default();
     let dirs = own.into_iter().chain(std::env::split_paths(&path));
-    Ok(choose(vmm, configured.as_deref(), dirs)?)
+    choose(vmm, configured.as_deref(), dirs)
 }
 
 /// A vm's private root shows the system's directories only, and QEMU needs its files beside it. Firecracker is one file,
@@ -123,14 +109,29 @@ fn choose(
     })
 }
 
-/// Runs a program that prints something about itself; old ones use the error stream for that.
+/// Runs a program that prints something about itself; old ones use the error stream for that. One that does not end
+/// says nothing.
 pub(crate) fn said(program: &Path, argument: &str) -> String {
-    let mut command = banger_sys::child::command(program.as_os_str());
-    let output = command.arg(argument).stdin(Stdio::null()).output();
-    output.map_or_else(
-        |_| String::new(),
-        |output| String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned(),
-    )
+    let mut command = child::command(program.as_os_str());
+    command.arg(argument);
+    match child::output_within(command, SAY_TIME_MAX) {
+        Ok(said) if said.status.is_some() => String::from_utf8_lossy(&said.bytes).into_owned(),
+        _ => String::new(),
+    }
+}
+
+/// Asks a program for its version. The answer is remembered until the program changes.
+pub(crate) fn version_of(program: &Path) -> Option<String> {
+    static KNOWN: Mutex<BTreeMap<PathBuf, (SystemTime, Option<String>)>> = Mutex::new(BTreeMap::new());
+    let changed = std::fs::metadata(program).and_then(|metadata| metadata.modified()).ok()?;
+    let known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner).get(program).cloned();
+    if let Some((_, version)) = known.filter(|(time, version)| *time == changed && version.is_some()) {
+        return version;
+    }
+    let version = version(&said(program, "--version"));
+    let answer = (changed, version.clone());
+    KNOWN.lock().unwrap_or_else(PoisonError::into_inner).insert(program.to_owned(), answer);
+    version
 }
 
 /// Finds the version in what a program says: the first word that begins with two numbers and a dot between them. Among
@@ -155,7 +156,7 @@ pub(crate) fn numbers(version: &str) -> (u32, u32) {
 
 #[cfg(test)]
 mod tests {
-    use super::{Vmm, choose, firecracker_has_pci, is_at_least, version};
+    use super::{Vmm, choose, is_at_least, version, version_of};
     use std::path::Path;
 
     #[test]
@@ -188,6 +189,25 @@ mod tests {
     }
 
     #[test]
+    fn a_program_that_changes_has_another_version() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("tool");
+        // By another process: what this one has open for writing, a child of another test could keep open.
+        let write = |version: &str, time: &str| {
+            let mut shell = banger_sys::child::command("sh".as_ref());
+            let script =
+                format!("printf '#!/bin/sh\\necho {version}\\n' >tool; chmod 755 tool; touch -d {time} tool");
+            assert!(shell.args(["-c", &script]).current_dir(&dir).status().unwrap().success());
+        };
+        write("1.0", "@1");
+        assert_eq!(version_of(&file).as_deref(), Some("1.0"));
+        write("2.0", "@1");
+        assert_eq!(version_of(&file).as_deref(), Some("1.0"), "it was not asked again");
+        write("2.0", "@2");
+        assert_eq!(version_of(&file).as_deref(), Some("2.0"));
+    }
+
+    #[test]
     fn versions_are_found_and_compared() {
         for (text, expected, new) in [
             ("QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18)\nCopyright", Some("7.2.22"), true),
@@ -201,29 +221,5 @@ mod tests {
             assert_eq!(found.as_deref(), expected, "{text}");
             assert_eq!(found.is_some_and(|found| is_at_least(&found, (7, 2))), new, "{text}");
         }
-    }
-
-    #[test]
-    fn a_firecracker_of_another_time_is_refused() {
-        let has_pci = |version| firecracker_has_pci(Path::new("/opt/firecracker"), version);
-        assert_eq!(has_pci(Some("1.12.1")), Ok(false));
-        assert_eq!(has_pci(Some("1.13.0")), Ok(true));
-        let refused = |version| {
-            let error = has_pci(version).unwrap_err();
-            format!("error: {error}\nhint: {}", error.hint.as_deref().unwrap_or_default())
-        };
-        let hint =
-            "hint: get one that fits with `banger setup`, or name it in the config (`firecracker_bin`)";
-        assert_eq!(
-            refused(Some("1.11.0")),
-            format!("error: `/opt/firecracker` is Firecracker 1.11.0, older than 1.12\n{hint}")
-        );
-        let newer = "newer than this banger, which knows Firecracker 1.12 to 1.x";
-        assert_eq!(
-            refused(Some("2.0.0")),
-            format!("error: `/opt/firecracker` is Firecracker 2.0.0, {newer}\n{hint}")
-        );
-        let silent = "does not say its version, so it can't be used as Firecracker";
-        assert_eq!(refused(None), format!("error: `/opt/firecracker` {silent}\n{hint}"));
     }
 }

@@ -4,7 +4,6 @@ use crate::config::Config;
 use crate::daemon::{Daemon, now};
 use crate::load::LAYOUT_PREFIX;
 use crate::plan::{DISK_FILE, Inputs};
-use crate::programs::VmmProgram;
 use crate::serve::hint_for;
 use crate::store::{ImageRow, KernelRow, VmRow};
 use crate::{initramfs, plan, vmsock};
@@ -15,8 +14,7 @@ use banger_image::kernel::KernelPull;
 use banger_image::oci::{ImageConfig, OciError, OciImage, OciPull, Platform, Reference, RegistryConfig};
 use banger_image::progress::{Progress, Sink};
 use banger_image::rootfs::RootfsBuilder;
-use banger_vmm::Driver;
-use banger_wire::daemon::{Event, VmSpec, VmState};
+use banger_wire::daemon::{Event, VmSpec, VmState, VmmChoice};
 use banger_wire::error::{ErrorCode, WireError};
 use banger_wire::exec::{ExecSpec, ExitStatus};
 use banger_wire::names::{ImageName, VmId};
@@ -290,6 +288,7 @@ impl Daemon {
         std::fs::create_dir(&dir)?;
         std::fs::File::create(dir.join(DISK_FILE))?;
         let as_root = rustix::process::getuid().is_root();
+        let choice = self.choose(Config::load()?.vmm.unwrap_or(VmmChoice::Auto)).await?;
         let row = VmRow {
             id: self.new_id()?,
             name: "build".parse()?,
@@ -304,21 +303,22 @@ impl Daemon {
             rm: false,
             run_as: as_root.then_some(crate::store::RUN_AS_BUILD),
             spec: String::new(),
+            vmm: choice.vmm,
+            kvm: choice.kvm,
         };
         if let Some(id) = row.run_as {
             std::os::unix::fs::chown(rootfs, Some(id), Some(id))?;
         }
         let kernel_dir = self.paths.kernel(&kernel.name);
-        let vmm = VmmProgram::of(Driver::Qemu, &Config::load()?)?;
         let plan = plan::plan(Inputs {
             row: &row,
             spec: &VmSpec::default(),
             config: &ImageConfig::default(),
             dir: dir.clone(),
             image: rootfs.to_owned(),
-            initramfs: initramfs::ensure(&kernel_dir, vmm.driver)?,
+            initramfs: initramfs::ensure(&kernel_dir, choice.vmm.driver())?,
             kernel: kernel_dir,
-            vmm,
+            choice,
             entropy: entropy()?,
             tsc_khz: self.tsc_khz().await,
             net: crate::net::NetPlan::none(),

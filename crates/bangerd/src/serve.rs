@@ -265,7 +265,7 @@ async fn perform(
             let row = daemon.create(&spec, VmState::Created, &events).await?;
             Ok(Outcome::Created(daemon.view(&row)))
         }
-        Request::VmPlan(spec) => daemon.plan(&spec),
+        Request::VmPlan(spec) => daemon.plan(&spec).await,
         Request::VmStart { vm, wait } => {
             let row = daemon.row(&vm)?;
             Ok(Outcome::Started(daemon.start(&row, wait, &events).await?))

@@ -1,5 +1,6 @@
 //! What the owner has: vms, images, kernels. SQLite, one connection, numbered migrations.
 
+use crate::programs::Vmm;
 use anyhow::{Context as _, bail};
 use banger_image::oci::ImageConfig;
 use banger_wire::daemon::VmState;
@@ -10,7 +11,8 @@ use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Each runs once, in its own transaction; never changed after a release.
-const MIGRATIONS: [&str; 1] = ["
+const MIGRATIONS: [&str; 2] = [
+    "
     CREATE TABLE image (
         name TEXT PRIMARY KEY, source TEXT NOT NULL, digest TEXT NOT NULL, arch TEXT NOT NULL,
         created INTEGER NOT NULL, size_bytes INTEGER NOT NULL, init TEXT, config TEXT NOT NULL
@@ -25,7 +27,12 @@ const MIGRATIONS: [&str; 1] = ["
         vcpu INTEGER NOT NULL, memory INTEGER NOT NULL, disk_size INTEGER NOT NULL,
         created INTEGER NOT NULL, rm INTEGER NOT NULL, run_as INTEGER UNIQUE, spec TEXT NOT NULL
     ) STRICT;
-"];
+",
+    "
+    ALTER TABLE vm ADD COLUMN vmm TEXT NOT NULL DEFAULT 'qemu';
+    ALTER TABLE vm ADD COLUMN kvm INTEGER NOT NULL DEFAULT 0;
+",
+];
 /// Users vms started by root run as: above every range that distributions hand out.
 const RUN_AS_FIRST: u32 = 1_900_000_000;
 
@@ -51,6 +58,10 @@ pub(crate) struct VmRow {
     pub(crate) run_as: Option<u32>,
     /// The request it was made by, as JSON: environment and what else a later start needs again.
     pub(crate) spec: String,
+    /// What runs it, or did last, or will first.
+    pub(crate) vmm: Vmm,
+    /// With hardware virtualisation.
+    pub(crate) kvm: bool,
 }
 
 /// A stored image.
@@ -130,7 +141,7 @@ impl Store {
             row.run_as = Some(transaction.query_row(query, [RUN_AS_FIRST], |row| row.get(0))?);
         }
         transaction.execute(
-            "INSERT INTO vm VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO vm VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             params![
                 row.id.as_str(),
                 row.name.as_str(),
@@ -144,7 +155,9 @@ impl Store {
                 row.created,
                 row.rm,
                 row.run_as,
-                row.spec
+                row.spec,
+                row.vmm.name(),
+                row.kvm
             ],
         )?;
         transaction.commit()?;
@@ -160,6 +173,12 @@ impl Store {
     pub(crate) fn set_size(&self, id: &VmId, vcpu: u32, memory: Mebibytes) -> anyhow::Result<()> {
         let update = "UPDATE vm SET vcpu = ?, memory = ? WHERE id = ?";
         self.lock().execute(update, params![vcpu, memory.0, id.as_str()])?;
+        Ok(())
+    }
+
+    pub(crate) fn set_vmm(&self, id: &VmId, vmm: Vmm, kvm: bool) -> anyhow::Result<()> {
+        let update = "UPDATE vm SET vmm = ?, kvm = ? WHERE id = ?";
+        self.lock().execute(update, params![vmm.name(), kvm, id.as_str()])?;
         Ok(())
     }
 
@@ -254,6 +273,8 @@ fn vm_row(row: &Row<'_>) -> rusqlite::Result<anyhow::Result<VmRow>> {
         rm: row.get(10)?,
         run_as: row.get(11)?,
         spec: row.get(12)?,
+        vmm: row.get(13)?,
+        kvm: row.get(14)?,
     };
     Ok((|| {
         let (vcpu, memory, disk_size, created) = rest.numbers;
@@ -271,6 +292,9 @@ fn vm_row(row: &Row<'_>) -> rusqlite::Result<anyhow::Result<VmRow>> {
             rm: rest.rm,
             run_as: rest.run_as,
             spec: rest.spec,
+            vmm: Vmm::from_name(&rest.vmm)
+                .with_context(|| format!("unknown VMM `{}` in the store", rest.vmm))?,
+            kvm: rest.kvm,
         })
     })())
 }
@@ -284,6 +308,8 @@ struct VmRowRest {
     rm: bool,
     run_as: Option<u32>,
     spec: String,
+    vmm: String,
+    kvm: bool,
 }
 
 const STATES: [(VmState, &str); 6] = [

@@ -4,6 +4,7 @@
 mod daemon;
 mod errors;
 mod images;
+mod kvm;
 mod lifecycle;
 mod run;
 mod support;

@@ -22,6 +22,8 @@ fn a_command_in_a_vm_of_its_own() {
     for part in [" to agent ", "configure guest", "ready in "] {
         assert!(said.contains(part), "{said}");
     }
+    let how = ["qemu (software emulation)", "qemu (KVM)", "firecracker (KVM)"];
+    assert!(how.iter().any(|how| said.lines().next().unwrap().contains(how)), "{said}");
     owner.assert_nothing_left();
 }
 

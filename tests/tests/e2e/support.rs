@@ -21,7 +21,7 @@ const UIDS: u32 = 100;
 static NEXT_UID: AtomicU32 = AtomicU32::new(0);
 
 /// The programs, where every user can execute them.
-fn programs() -> &'static Path {
+pub(crate) fn programs() -> &'static Path {
     static DIR: OnceLock<PathBuf> = OnceLock::new();
     DIR.get_or_init(|| {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();

@@ -152,7 +152,7 @@ fn a_vm_is_shown_whole() {
     memory:       512 MiB
     disk:         5.0 MiB of 8 GiB
     network:      internet
-    vmm:          qemu, process 42
+    vmm:          qemu, software emulation, process 42
     created:      2023-11-14 22:13:20 +00:00
     directory:    /state/vms/0123456789ab
     socket:       /state/vms/0123456789ab/vm.sock
@@ -271,6 +271,7 @@ fn a_dry_run_shows_the_plan() {
     status 0
     --- stdout
     vm fuzzy-otter: 1 vcpu, 512 MiB, 8 GiB disk, debian-bookworm, qemu (software emulation)
+    there is no `/dev/kvm`, so vms run in software emulation
     would pull image debian-bookworm
     ");
 }

@@ -56,6 +56,7 @@ fn verbose_shows_plan_stages_and_time() {
     status 0
     --- stderr
     vm fuzzy-otter: 1 vcpu, 512 MiB, 8 GiB disk, debian-bookworm, qemu (software emulation)
+    there is no `/dev/kvm`, so vms run in software emulation
     boot  [time]
       kernel     640 ms
     ready in 1.8 s
@@ -337,6 +338,7 @@ fn a_shell_gets_the_terminal_and_gives_it_back() {
     assert_eq!(
         shown.replace("\r\x1b[K", "[clear]"),
         "vm fuzzy-otter: 1 vcpu, 512 MiB, 8 GiB disk, debian-bookworm, qemu (software emulation)\r\n\
+         there is no `/dev/kvm`, so vms run in software emulation\r\n\
          [clear]boot[clear]ready in 1.8 s\r\n# "
     );
     assert_eq!(rest, "vm `fuzzy-otter` keeps running; stop it with `banger vm stop fuzzy-otter`\r\n");

@@ -223,6 +223,7 @@ pub(crate) fn plan() -> PlanSummary {
     serde_json::from_value(serde_json::json!({
         "name": "fuzzy-otter", "vcpu": 1, "memory": 512, "disk_size": 8192, "image": "debian-bookworm",
         "kernel": "generic-6.12", "vmm": "qemu", "net": "internet", "emulated": true,
+        "note": "there is no `/dev/kvm`, so vms run in software emulation",
         "pull_image": true, "pull_kernel": false
     }))
     .unwrap()
@@ -233,7 +234,7 @@ pub(crate) fn view(name: &str, state: &str) -> VmView {
     serde_json::from_value(serde_json::json!({
         "id": "0123456789ab", "name": name, "state": state, "image": "debian-bookworm",
         "kernel": "generic-6.12", "vcpu": 1, "memory": 512, "disk_size": 8192, "disk_used_bytes": 5 << 20,
-        "net": "internet", "vmm": "qemu", "created": 1_700_000_000, "rm": false, "dir": "/state/vms/0123456789ab",
+        "net": "internet", "vmm": "qemu", "emulated": true, "created": 1_700_000_000, "rm": false, "dir": "/state/vms/0123456789ab",
         "socket": "/state/vms/0123456789ab/vm.sock", "watchdog_restarts": 0
     }))
     .unwrap()

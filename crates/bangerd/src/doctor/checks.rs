@@ -5,7 +5,7 @@
 use super::apparmor;
 use super::distribution::Need;
 use super::facts::{Device, Facts, Restriction, TUN};
-use super::kvm::{self, Kvm};
+use crate::kvm::{self, Kvm};
 use crate::programs::{is_at_least, numbers};
 use banger_vmm::firecracker;
 use banger_wire::daemon::{Check, Verdict};
@@ -85,12 +85,18 @@ fn kvm(facts: &Facts) -> Check {
     let (device, user) = (kvm::DEVICE, &facts.user);
     let slow = "vms run in software emulation, which is slower";
     match &facts.kvm {
-        Kvm::Openable => {
-            check("kvm", Verdict::Warn, format!("`{device}` can be opened; banger does not use it yet"), None)
-        }
-        Kvm::Pvm => {
-            let detail = format!("`{device}` is that of kvm_pvm, which runs no ordinary guests; {slow}");
-            check("kvm", Verdict::Warn, detail, None)
+        Kvm::Usable => pass("kvm", format!("`{device}` runs vms: a small one went well")),
+        Kvm::Refuses(refusal) => {
+            let kind = if facts.is_paravirtual { " (kvm_pvm, which needs kernels made for it)" } else { "" };
+            let reached = match &refusal.reached {
+                Some(stage) => format!("a small vm managed {stage} and no more"),
+                None => "a small vm did not run".to_owned(),
+            };
+            let detail =
+                format!("`{device}`{kind} runs no ordinary vms: {reached}: {}; {slow}", refusal.cause);
+            let hint = "where this is a vm itself, have nested virtualization turned on for it; \
+                        elsewhere, look for the cause with `sudo dmesg | grep -i kvm`";
+            warn("kvm", detail, hint)
         }
         Kvm::Absent { processor: true } => {
             let module = if facts.arch == "x86_64" { "kvm_intel || sudo modprobe kvm_amd" } else { "kvm" };
@@ -101,11 +107,10 @@ fn kvm(facts: &Facts) -> Check {
             warn("kvm", format!("there is no `{device}`, and the processor offers none; {slow}"), hint)
         }
         Kvm::Denied { cause, group } => {
-            let hint = match group {
-                Some(group) => format!("sudo usermod -aG {group} {user}   # then log in again"),
-                None => format!("sudo setfacl -m u:{user}:rw {device}   # until the next boot"),
-            };
-            warn("kvm", format!("`{device}` can't be opened: {cause}; {slow}"), hint)
+            let who = if user == "root" { " by the users that root's vms run as" } else { "" };
+            let detail = format!("`{device}` can't be opened{who}: {cause}; {slow}");
+            let (command, then) = kvm::cure(group.as_deref(), user);
+            warn("kvm", detail, format!("{command}   # {then}"))
         }
     }
 }
@@ -221,7 +226,7 @@ fn firecracker_program(facts: &Facts) -> Check {
 
 /// Tells whether Firecracker may be of use, now or once the user may open the device.
 pub(crate) fn is_kvm_of_use(kvm: &Kvm) -> bool {
-    matches!(kvm, Kvm::Openable | Kvm::Denied { .. })
+    matches!(kvm, Kvm::Usable | Kvm::Denied { .. })
 }
 
 fn tun(facts: &Facts) -> Check {

@@ -4,10 +4,10 @@
 //! function of plain values.
 
 use super::distribution::{self, Distribution};
-use super::kvm::{self, Kvm};
 use super::{leftovers, namespaces};
 use crate::config::{self, Config};
 use crate::daemon::{DEFAULT_IMAGE, DEFAULT_KERNEL, Daemon};
+use crate::kvm::Kvm;
 use crate::net::pasta::PastaPlan;
 use crate::net::{self, host, nft};
 use crate::programs::{self, Vmm};
@@ -19,6 +19,8 @@ use std::path::{Path, PathBuf};
 
 /// The device taps are made with.
 pub(crate) const TUN: &str = "/dev/net/tun";
+/// There when that kind of KVM is.
+const KVM_PVM: &str = "/sys/module/kvm_pvm";
 /// Limits of namespaces that a vm counts against, below `/proc/sys/user`.
 const NAMESPACE_LIMITS: [&str; 6] = [
     "max_user_namespaces",
@@ -42,6 +44,8 @@ pub(crate) struct Facts {
     /// Where the config is, when there is one; or what is wrong with it.
     pub(crate) config: Result<Option<PathBuf>, String>,
     pub(crate) kvm: Kvm,
+    /// Whether KVM is the kind that runs modified kernels only.
+    pub(crate) is_paravirtual: bool,
     pub(crate) namespaces: Result<(), String>,
     /// Why the system forbids them, where it says so.
     pub(crate) restriction: Restriction,
@@ -139,7 +143,8 @@ pub(crate) fn gather(daemon: &Daemon) -> Facts {
         user: user(),
         program: std::env::current_exe().unwrap_or_else(|_| "bangerd".into()),
         config,
-        kvm: kvm::probe(),
+        kvm: daemon.kvm.find_anew(),
+        is_paravirtual: Path::new(KVM_PVM).exists(),
         namespaces: namespaces::try_out(),
         restriction: restriction(),
         namespace_limits: namespace_limits(),
@@ -170,7 +175,7 @@ pub(crate) fn gather(daemon: &Daemon) -> Facts {
 }
 
 /// Returns the user's name, or number.
-fn user() -> String {
+pub(crate) fn user() -> String {
     let uid = rustix::process::getuid().as_raw().to_string();
     let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
     let mut lines = passwd.lines().map(|line| line.split(':').collect::<Vec<_>>());
@@ -179,7 +184,7 @@ fn user() -> String {
 }
 
 fn program(vmm: Vmm, config: &Config) -> Result<Program, String> {
-    let path = programs::find(vmm, config).map_err(|error| super::reason(&error))?;
+    let path = programs::find(vmm, config).map_err(|error| super::reason(&error.into()))?;
     Ok(Program { version: programs::version(&programs::said(&path, "--version")), path })
 }
 

@@ -10,7 +10,6 @@ pub(crate) mod apparmor;
 pub(crate) mod checks;
 pub(crate) mod distribution;
 pub(crate) mod facts;
-pub(crate) mod kvm;
 pub(crate) mod leftovers;
 pub(crate) mod namespaces;
 #[cfg(test)]

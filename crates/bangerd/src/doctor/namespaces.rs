@@ -35,8 +35,8 @@ pub(crate) fn probe() -> anyhow::Result<()> {
 
 /// Runs that process; its words are the error.
 pub(crate) fn try_out() -> Result<(), String> {
-    let own = std::env::current_exe().map_err(|error| format!("find this program: {error}"))?;
-    let mut command = banger_sys::child::command(own.as_os_str());
+    // Not by its path, which may lead to another build by now, or nowhere.
+    let mut command = banger_sys::child::command("/proc/self/exe".as_ref());
     command.arg("probe-namespaces").stdin(Stdio::null()).stdout(Stdio::null());
     let output = command.output().map_err(|error| format!("start `bangerd probe-namespaces`: {error}"))?;
     if output.status.success() {

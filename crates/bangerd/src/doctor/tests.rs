@@ -3,7 +3,7 @@
 use super::checks::ALL;
 use super::distribution::Distribution;
 use super::facts::{Device, Disk, Facts, Pasta, Program, Restriction, Route};
-use super::kvm::Kvm;
+use crate::kvm::{Kvm, Refusal};
 use banger_wire::daemon::Verdict;
 use std::path::PathBuf;
 
@@ -19,7 +19,8 @@ fn healthy() -> Facts {
         user: "someone".to_owned(),
         program: "/usr/local/bin/bangerd".into(),
         config: Ok(None),
-        kvm: Kvm::Openable,
+        kvm: Kvm::Usable,
+        is_paravirtual: false,
         namespaces: Ok(()),
         restriction: Restriction::None,
         namespace_limits: [("max_user_namespaces".to_owned(), 30_000)].into(),
@@ -69,7 +70,7 @@ type Break = fn(&mut Facts);
 
 #[test]
 fn each_problem_with_the_command_that_mends_it() {
-    let problems: [(&str, Break); 34] = [
+    let problems: [(&str, Break); 37] = [
         ("another processor", |facts| facts.arch = "riscv64".to_owned()),
         ("a config with a mistake", |facts| {
             facts.config = Err("the config `~/config.toml` can't be used: line 1".to_owned());
@@ -83,7 +84,19 @@ fn each_problem_with_the_command_that_mends_it() {
         ("kvm of root", |facts| {
             facts.kvm = Kvm::Denied { cause: "Permission denied (os error 13)".to_owned(), group: None };
         }),
-        ("kvm_pvm", |facts| facts.kvm = Kvm::Pvm),
+        ("kvm of root, for root's vms", |facts| {
+            facts.user = "root".to_owned();
+            facts.kvm = Kvm::Denied { cause: "Permission denied (os error 13)".to_owned(), group: None };
+        }),
+        ("kvm_pvm", |facts| {
+            let (reached, cause) = ("64-bit mode".to_owned(), "KVM had an internal error".to_owned());
+            facts.kvm = Kvm::Refuses(Refusal { reached: Some(reached), cause });
+            facts.is_paravirtual = true;
+        }),
+        ("a kvm that somebody else has", |facts| {
+            let cause = "make a vm: Device or resource busy (os error 16)".to_owned();
+            facts.kvm = Kvm::Refuses(Refusal { reached: None, cause });
+        }),
         ("AppArmor", |facts| {
             facts.namespaces = Err("mount a tmpfs: Permission denied (os error 13)".to_owned());
             facts.restriction = Restriction::AppArmor;
@@ -120,6 +133,9 @@ fn each_problem_with_the_command_that_mends_it() {
         ("an old firecracker", |facts| {
             facts.firecracker.as_mut().unwrap().version = Some("1.7.0".to_owned());
         }),
+        ("a firecracker of the future", |facts| {
+            facts.firecracker.as_mut().unwrap().version = Some("2.0.1".to_owned());
+        }),
         ("no tun", |facts| facts.tun = Device::Absent),
         ("tun of root", |facts| facts.tun = Device::Denied("Permission denied (os error 13)".to_owned())),
         ("no pasta", |facts| facts.pasta = None),
@@ -148,12 +164,8 @@ fn each_problem_with_the_command_that_mends_it() {
     let mut text = String::new();
     for (name, break_it) in problems {
         let mut facts = healthy();
-        // Its own warning is in the healthy machine's text.
-        facts.kvm = Kvm::Openable;
         break_it(&mut facts);
         let told = render(&facts, |verdict| verdict != Verdict::Pass);
-        let usual = "Warn  kvm: `/dev/kvm` can be opened; banger does not use it yet\n";
-        let told = told.replace(usual, "");
         assert!(!told.is_empty(), "{name} goes unnoticed");
         text += &format!("# {name}\n{told}\n");
     }

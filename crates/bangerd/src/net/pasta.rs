@@ -5,9 +5,9 @@
 //! the gateway to the host's loopback. All of that is turned off; the policy does not rely on it.
 
 use super::{OUT, OUTER, OUTER_GATEWAY, PREFIX_LEN};
+use crate::programs::said;
 use serde::{Deserialize, Serialize};
-use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
 
@@ -52,8 +52,12 @@ impl PastaPlan {
         {
             return plan.clone();
         }
-        let plan = Self { args: args(&said(&program, "--help")), program };
-        *known = changed.map(|time| (time, plan.clone()));
+        let help = said(&program, "--help");
+        let plan = Self { args: args(&help), program };
+        // One that had no time to answer is asked again.
+        if !help.is_empty() {
+            *known = changed.map(|time| (time, plan.clone()));
+        }
         plan
     }
 
@@ -67,16 +71,6 @@ impl PastaPlan {
             .take(80)
             .collect()
     }
-}
-
-/// Old versions write help to the error stream.
-fn said(program: &Path, argument: &str) -> String {
-    let mut command = banger_sys::child::command(program.as_os_str());
-    let output = command.arg(argument).stdin(Stdio::null()).output();
-    output.map_or_else(
-        |_| String::new(),
-        |output| String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned(),
-    )
 }
 
 /// The arguments for a version with this help.

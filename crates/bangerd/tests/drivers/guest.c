@@ -3,7 +3,7 @@
  *
  * It is entered as a PVH kernel is, in 32-bit protected mode, and stays there: no paging, no interrupts, no SSE, nothing
  * a crippled KVM may lack. It does what its initramfs says, one letter a step (see `guest.rs`), prints on the serial
- * line, and knows virtio over MMIO well enough to talk on a vsock and to read and write a sector. In C, since a compiler
+ * line, and knows virtio well enough to talk as the agent does, on a vsock or a serial port, and to read and write a sector. In C, since a compiler
  * for bare metal needs nothing else; what the compiler must not use is in `guest.rs`.
  */
 #include <stdint.h>
@@ -25,6 +25,25 @@ static void out8(uint16_t port, uint8_t value)
 static void out16(uint16_t port, uint16_t value)
 {
 	__asm__ volatile("outw %0, %1" : : "a"(value), "Nd"(port));
+}
+
+static void out32(uint16_t port, uint32_t value)
+{
+	__asm__ volatile("outl %0, %1" : : "a"(value), "Nd"(port));
+}
+
+static uint16_t in16(uint16_t port)
+{
+	uint16_t value;
+	__asm__ volatile("inw %1, %0" : "=a"(value) : "Nd"(port));
+	return value;
+}
+
+static uint32_t in32(uint16_t port)
+{
+	uint32_t value;
+	__asm__ volatile("inl %1, %0" : "=a"(value) : "Nd"(port));
+	return value;
 }
 
 static uint8_t in8(uint16_t port)
@@ -80,32 +99,91 @@ void *memcpy(void *to, const void *from, unsigned long len)
 	return to;
 }
 
+/* virtio's queues, of a length that the device may choose; laid out as the oldest version wants it, which suits all. */
+enum { SLOTS_MAX = 128, NEXT = 1, WRITABLE = 2 };
+
+struct queue {
+	uint8_t memory[8192] __attribute__((aligned(4096)));
+	volatile struct {
+		uint64_t address;
+		uint32_t len;
+		uint16_t flags, next;
+	} *descriptors;
+	volatile struct {
+		uint16_t flags, index, ring[SLOTS_MAX];
+	} *available;
+	volatile struct {
+		uint16_t flags, index;
+		struct {
+			uint32_t id, len;
+		} ring[SLOTS_MAX];
+	} *used;
+	/* Where the device is told of a new slot: memory, or a port. */
+	uint32_t notify;
+	uint16_t notify_port, number, slots, seen;
+	/* Of the slot taken last. */
+	uint32_t len;
+};
+
+static void lay_out(struct queue *queue, uint16_t number, uint16_t slots)
+{
+	memset(queue, 0, sizeof *queue);
+	queue->descriptors = (void *)queue->memory;
+	queue->available = (void *)(queue->memory + 16 * slots);
+	queue->used = (void *)(queue->memory + 4096);
+	queue->number = number;
+	queue->slots = slots;
+	/* No interrupts. */
+	queue->available->flags = 1;
+}
+
+static void describe(struct queue *queue, uint16_t slot, const void *bytes, uint32_t len, uint16_t flags)
+{
+	queue->descriptors[slot].address = (uint32_t)bytes;
+	queue->descriptors[slot].len = len;
+	queue->descriptors[slot].flags = flags;
+	queue->descriptors[slot].next = slot + 1;
+}
+
+static void offer(struct queue *queue, uint16_t slot)
+{
+	queue->available->ring[queue->available->index % queue->slots] = slot;
+	__asm__ volatile("lock; addl $0, (%%esp)" : : : "memory");
+	queue->available->index++;
+	__asm__ volatile("lock; addl $0, (%%esp)" : : : "memory");
+	if (queue->notify)
+		*(volatile uint32_t *)queue->notify = queue->number;
+	else
+		out16(queue->notify_port, queue->number);
+}
+
+/* Waits until the device has used a slot, and says which. */
+static uint16_t take(struct queue *queue)
+{
+	while (queue->used->index == queue->seen)
+		__asm__ volatile("pause");
+	queue->len = queue->used->ring[queue->seen % queue->slots].len;
+	return queue->used->ring[queue->seen++ % queue->slots].id;
+}
+
+/* What comes in is read piece by piece. */
+enum { BUFFERS = 4, BUFFER = 4096 };
+static uint8_t buffers[BUFFERS][BUFFER] __attribute__((aligned(4096)));
+
+static void offer_buffers(struct queue *queue, uint8_t (*buffers)[BUFFER])
+{
+	for (uint16_t slot = 0; slot < BUFFERS; slot++) {
+		describe(queue, slot, buffers[slot], BUFFER, WRITABLE);
+		offer(queue, slot);
+	}
+}
+
 /* virtio over MMIO, version 2; one page a device. */
 enum {
 	MAGIC = 0x00, ID = 0x08, FEATURES = 0x20, FEATURES_PAGE = 0x24, QUEUE = 0x30, QUEUE_LEN = 0x38, QUEUE_READY = 0x44,
 	NOTIFY = 0x50, STATUS = 0x70, DESCRIPTORS = 0x80, AVAILABLE = 0x90, USED = 0xa0, CONFIG = 0x100,
 };
 enum { BLOCK = 2, VSOCK = 19, DEVICES_AT = 0xc0001000, DEVICE_PAGES = 64, SLOTS = 8 };
-enum { NEXT = 1, WRITABLE = 2 };
-
-struct queue {
-	struct {
-		uint64_t address;
-		uint32_t len;
-		uint16_t flags, next;
-	} descriptors[SLOTS];
-	struct {
-		uint16_t flags, index, ring[SLOTS], event;
-	} available;
-	struct {
-		uint16_t flags, index;
-		struct {
-			uint32_t id, len;
-		} ring[SLOTS];
-		uint16_t event;
-	} used __attribute__((aligned(4)));
-	uint16_t seen;
-} __attribute__((aligned(16)));
 
 static uint32_t get(uint32_t device, uint32_t offset)
 {
@@ -144,45 +222,19 @@ static void negotiate(uint32_t device)
 		fail("the device refuses");
 }
 
-static void enable(uint32_t device, uint32_t number, struct queue *queue)
+static void enable(uint32_t device, uint16_t number, struct queue *queue)
 {
-	memset(queue, 0, sizeof *queue);
-	/* No interrupts. */
-	queue->available.flags = 1;
+	lay_out(queue, number, SLOTS);
+	queue->notify = device + NOTIFY;
 	set(device, QUEUE, number);
 	set(device, QUEUE_LEN, SLOTS);
 	set(device, DESCRIPTORS, (uint32_t)queue->descriptors);
 	set(device, DESCRIPTORS + 4, 0);
-	set(device, AVAILABLE, (uint32_t)&queue->available);
+	set(device, AVAILABLE, (uint32_t)queue->available);
 	set(device, AVAILABLE + 4, 0);
-	set(device, USED, (uint32_t)&queue->used);
+	set(device, USED, (uint32_t)queue->used);
 	set(device, USED + 4, 0);
 	set(device, QUEUE_READY, 1);
-}
-
-static void describe(struct queue *queue, uint16_t slot, const void *bytes, uint32_t len, uint16_t flags)
-{
-	queue->descriptors[slot].address = (uint32_t)bytes;
-	queue->descriptors[slot].len = len;
-	queue->descriptors[slot].flags = flags;
-	queue->descriptors[slot].next = slot + 1;
-}
-
-static void offer(uint32_t device, uint32_t number, struct queue *queue, uint16_t slot)
-{
-	queue->available.ring[queue->available.index % SLOTS] = slot;
-	__asm__ volatile("" : : : "memory");
-	queue->available.index++;
-	__asm__ volatile("" : : : "memory");
-	set(device, NOTIFY, number);
-}
-
-/* Waits until the device has used a slot, and says which. */
-static uint16_t take(struct queue *queue)
-{
-	while (*(volatile uint16_t *)&queue->used.index == queue->seen)
-		__asm__ volatile("pause");
-	return queue->used.ring[queue->seen++ % SLOTS].id;
 }
 
 /* A vsock with one connection. */
@@ -193,13 +245,12 @@ struct packet {
 	uint32_t flags, room, forwarded;
 } __attribute__((packed));
 enum { REQUEST = 1, RESPONSE = 2, RESET = 3, CLOSE = 4, DATA = 5, CREDIT = 6, CREDIT_REQUEST = 7 };
-enum { HOST = 2, OWN_PORT = 1025, HEADER = 44, BUFFERS = 4, BUFFER = 4096 };
+enum { HOST = 2, OWN_PORT = 1025, HEADER = 44 };
 
 static struct queue rx, tx, events;
-static uint8_t buffers[BUFFERS][BUFFER] __attribute__((aligned(4096)));
 static uint32_t vsock, port, forwarded;
 
-static void send(uint16_t op, const void *bytes, uint32_t len)
+static void send_packet(uint16_t op, const void *bytes, uint32_t len)
 {
 	static struct packet packet;
 	packet = (struct packet){
@@ -208,7 +259,7 @@ static void send(uint16_t op, const void *bytes, uint32_t len)
 	};
 	describe(&tx, 0, &packet, HEADER, len ? NEXT : 0);
 	describe(&tx, 1, bytes, len, 0);
-	offer(vsock, 1, &tx, 0);
+	offer(&tx, 0);
 	take(&tx);
 }
 
@@ -217,11 +268,6 @@ static struct packet *receive(uint16_t *slot)
 {
 	*slot = take(&rx);
 	return (struct packet *)buffers[*slot];
-}
-
-static void give_back(uint16_t slot)
-{
-	offer(vsock, 0, &rx, slot);
 }
 
 static void dial(uint32_t to_port)
@@ -234,35 +280,126 @@ static void dial(uint32_t to_port)
 	enable(vsock, 1, &tx);
 	enable(vsock, 2, &events);
 	set(vsock, STATUS, 15);
-	for (slot = 0; slot < BUFFERS; slot++) {
-		describe(&rx, slot, buffers[slot], BUFFER, WRITABLE);
-		give_back(slot);
-	}
-	send(REQUEST, 0, 0);
+	offer_buffers(&rx, buffers);
+	send_packet(REQUEST, 0, 0);
 	if (receive(&slot)->op != RESPONSE)
 		fail("nobody listens");
-	give_back(slot);
+	offer(&rx, slot);
+}
+
+/* The second port of a virtio-serial device, as QEMU has it on a PCI bus for drivers of before version 1. */
+enum {
+	SERIAL = 0x10031af4, OLD_FEATURES = 4, OLD_QUEUE_PAGE = 8, OLD_QUEUE_LEN = 12, OLD_QUEUE = 14, OLD_NOTIFY = 16,
+	OLD_STATUS = 18,
+};
+enum { DEVICE_READY = 0, PORT_ADD = 1, PORT_READY = 3, PORT_OPEN = 6, PORT = 1 };
+
+struct control {
+	uint32_t port;
+	uint16_t event, value;
+};
+
+static uint32_t pci(uint32_t device, uint32_t offset)
+{
+	out32(0xcf8, 0x80000000 | device << 11 | offset);
+	return in32(0xcfc);
+}
+
+static void enable_old(uint16_t ports, uint16_t number, struct queue *queue)
+{
+	out16(ports + OLD_QUEUE, number);
+	lay_out(queue, number, in16(ports + OLD_QUEUE_LEN));
+	queue->notify_port = ports + OLD_NOTIFY;
+	out32(ports + OLD_QUEUE_PAGE, (uint32_t)queue->memory / 4096);
+}
+
+static void tell_control(struct queue *queue, uint32_t port, uint16_t event)
+{
+	static struct control control;
+	control = (struct control){ port, event, 1 };
+	describe(queue, 0, &control, sizeof control, 0);
+	offer(queue, 0);
+	take(queue);
+}
+
+/* Opens the port and waits until the host has. */
+static void open_port(void)
+{
+	static uint8_t control_buffers[BUFFERS][BUFFER];
+	static struct queue first[2], control_in, control_out;
+	uint32_t device = 0;
+	while (pci(device, 0) != SERIAL)
+		if (++device == 32)
+			fail("no serial device");
+	uint16_t ports = pci(device, 0x10) & ~3;
+	pci(device, 4);
+	out16(0xcfc, 7);
+	out8(ports + OLD_STATUS, 0);
+	out8(ports + OLD_STATUS, 3);
+	/* Several ports. */
+	out32(ports + OLD_FEATURES, 2);
+	enable_old(ports, 0, &first[0]);
+	enable_old(ports, 1, &first[1]);
+	enable_old(ports, 2, &control_in);
+	enable_old(ports, 3, &control_out);
+	enable_old(ports, 2 + 2 * PORT, &rx);
+	enable_old(ports, 3 + 2 * PORT, &tx);
+	out8(ports + OLD_STATUS, 7);
+	offer_buffers(&rx, buffers);
+	offer_buffers(&control_in, control_buffers);
+	tell_control(&control_out, 0, DEVICE_READY);
+	for (;;) {
+		uint16_t slot = take(&control_in);
+		struct control *control = (struct control *)control_buffers[slot];
+		if (control->port == PORT && control->event == PORT_ADD) {
+			tell_control(&control_out, PORT, PORT_READY);
+			tell_control(&control_out, PORT, PORT_OPEN);
+		} else if (control->port == PORT && control->event == PORT_OPEN && control->value) {
+			return;
+		}
+		offer(&control_in, slot);
+	}
+}
+
+/* The stream, whatever carries it. */
+static void send(const void *bytes, uint32_t len)
+{
+	if (vsock) {
+		send_packet(DATA, bytes, len);
+	} else {
+		describe(&tx, 0, bytes, len, 0);
+		offer(&tx, 0);
+		take(&tx);
+	}
+}
+
+/* The bytes that have come; none when it was something else about the connection. */
+static const uint8_t *data_of(uint16_t slot, uint32_t *len)
+{
+	struct packet *packet = (struct packet *)buffers[slot];
+	*len = rx.len;
+	if (!vsock)
+		return buffers[slot];
+	*len = packet->op == DATA ? packet->len : 0;
+	if (packet->op == RESET || packet->op == CLOSE)
+		fail("the connection ended");
+	if (packet->op == DATA || packet->op == CREDIT_REQUEST) {
+		forwarded += *len;
+		send_packet(CREDIT, 0, 0);
+	}
+	return buffers[slot] + HEADER;
 }
 
 /* Reads until these bytes have come. */
-static void await(const uint8_t *bytes, uint32_t len)
+static void await(const uint8_t *bytes, uint32_t wanted)
 {
-	uint32_t matched = 0;
-	while (matched < len) {
-		uint16_t slot;
-		struct packet *packet = receive(&slot);
-		const uint8_t *data = buffers[slot] + HEADER;
-		if (packet->op == DATA) {
-			for (uint32_t at = 0; at < packet->len && matched < len; at++)
-				matched = data[at] == bytes[matched] ? matched + 1 : data[at] == bytes[0];
-			forwarded += packet->len;
-			send(CREDIT, 0, 0);
-		} else if (packet->op == CREDIT_REQUEST) {
-			send(CREDIT, 0, 0);
-		} else if (packet->op == RESET || packet->op == CLOSE) {
-			fail("the connection ended");
-		}
-		give_back(slot);
+	uint32_t matched = 0, len;
+	while (matched < wanted) {
+		uint16_t slot = take(&rx);
+		const uint8_t *data = data_of(slot, &len);
+		for (uint32_t at = 0; at < len && matched < wanted; at++)
+			matched = data[at] == bytes[matched] ? matched + 1 : data[at] == bytes[0];
+		offer(&rx, slot);
 	}
 }
 
@@ -286,7 +423,7 @@ static uint8_t transfer(uint32_t number, uint32_t kind)
 	describe(&queue, 0, &request, sizeof request, NEXT);
 	describe(&queue, 1, sector, sizeof sector, NEXT | (kind ? 0 : WRITABLE));
 	describe(&queue, 2, (const void *)&status, 1, WRITABLE);
-	offer(device, 0, &queue, 0);
+	offer(&queue, 0);
 	take(&queue);
 	return status;
 }
@@ -319,8 +456,11 @@ static void perform(const uint8_t *at, const uint8_t *end, const char *cmdline)
 		case 'd':
 			dial(value);
 			break;
+		case 'e':
+			open_port();
+			break;
 		case 's':
-			send(DATA, bytes, value);
+			send(bytes, value);
 			at += value;
 			break;
 		case 'w':

@@ -76,6 +76,11 @@ impl Script {
         self.with(b'd', port)
     }
 
+    /// Opens the port of a virtio-serial device that an agent uses.
+    pub(crate) fn open_port(self) -> Self {
+        self.with(b'e', 0)
+    }
+
     /// Sends as the agent does.
     pub(crate) fn send(self, message: &GuestMessage) -> Self {
         let mut bytes = SYNC.to_vec();

@@ -202,15 +202,22 @@ pub fn open_tap(name: &str) -> io::Result<OwnedFd> {
     if result as c_int != 0 { Err(io::Error::last_os_error()) } else { Ok(fd) }
 }
 
-/// Makes a tap stay when it is closed, until its network namespace goes. Whoever may open `/dev/net/tun` in that namespace
-/// can then open it by its name.
+/// Makes a tap stay when it is closed, until its network namespace goes. Processes of the caller's user that may open
+/// `/dev/net/tun` in that namespace can then open it by its name: a tap of nobody's was everybody's only before Linux 6.13
+/// and the stable kernels of that time.
 ///
 /// # Errors
 /// When the descriptor is not a tap's, or the caller may not.
 pub fn keep_tap(tap: &OwnedFd) -> io::Result<()> {
-    // SAFETY: TUNSETPERSIST takes a number, and the descriptor is open.
-    let result = unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETPERSIST as _, 1 as libc::c_ulong) };
-    if result as c_int != 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    let owner = rustix::process::geteuid().as_raw();
+    for (request, value) in [(libc::TUNSETOWNER, owner), (libc::TUNSETPERSIST, 1)] {
+        // SAFETY: both requests take a number, and the descriptor is open.
+        let result = unsafe { libc::ioctl(tap.as_raw_fd(), request as _, libc::c_ulong::from(value)) };
+        if result as c_int != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -278,7 +278,7 @@ async fn perform(
         Request::VmShow { vm } => {
             let row = daemon.row(&vm)?;
             let cmdline = vmsock::load_plan(&daemon.paths.vm(row.id.as_str()))
-                .map(|plan| banger_vmm::qemu::launch(&plan.machine).cmdline);
+                .map(|plan| banger_vmm::launch(&plan.machine).cmdline);
             Ok(Outcome::Vm(VmView { cmdline, ..daemon.view(&row) }))
         }
         Request::VmPrune { dry_run } => daemon.prune(dry_run).await,

@@ -6,6 +6,7 @@ mod errors;
 mod images;
 mod kvm;
 mod lifecycle;
+mod nested;
 mod run;
 mod support;
 mod template;

@@ -267,7 +267,7 @@ pub(crate) fn wait_for(what: &str, mut check: impl FnMut() -> Result<(), String>
 }
 
 /// A state directory with a kernel and [`IMAGE`]: the one `BANGER_TEST_STORE` names, else pulled once in a run.
-fn store() -> &'static Path {
+pub(crate) fn store() -> &'static Path {
     static STORE: OnceLock<PathBuf> = OnceLock::new();
     STORE.get_or_init(|| {
         // Whoever runs all tests has filled one already.

@@ -95,8 +95,6 @@ const NEVER_IN_VMM: &[c_long] = &[
     libc::SYS_pidfd_open,
     libc::SYS_pidfd_send_signal,
     libc::SYS_rt_sigqueueinfo,
-    // Files that its limits of memory don't count.
-    libc::SYS_memfd_create,
     // Rights on its disk.
     libc::SYS_fchmod,
     libc::SYS_fchmodat,
@@ -115,6 +113,16 @@ const NEVER_IN_VMM: &[c_long] = &[
     libc::SYS_fork,
     #[cfg(target_arch = "x86_64")]
     libc::SYS_vfork,
+];
+
+/// Not of use to QEMU, and to Firecracker they are.
+const NEVER_IN_QEMU: &[c_long] = &[
+    // QEMU listens, and inherits its network. Firecracker connects to the agent's socket when its guest does; what else
+    // it reaches so is the supervisor's own socket, which takes nobody of the vm's processes.
+    libc::SYS_connect,
+    // Files that its limits of memory don't count; the limit of a file's length holds for each. Firecracker keeps the
+    // queues of network and vsock in such files, to map them twice.
+    libc::SYS_memfd_create,
 ];
 
 /// Namespaces a new process could be put in.
@@ -137,10 +145,8 @@ type Rules = BTreeMap<c_long, Vec<Rule>>;
 pub(crate) fn vmm(driver: Driver) -> anyhow::Result<Vec<BpfProgram>> {
     let mut rules = common()?;
     rules.extend(NEVER_IN_VMM.iter().map(|call| (*call, Vec::new())));
-    // QEMU listens, and inherits its network. Firecracker connects to the agent's socket when its guest does; what else
-    // it reaches so is the supervisor's own socket, which takes nobody of the vm's processes.
     if driver == Driver::Qemu {
-        rules.insert(libc::SYS_connect, Vec::new());
+        rules.extend(NEVER_IN_QEMU.iter().map(|call| (*call, Vec::new())));
     }
     // Threads, and no processes.
     rules.entry(libc::SYS_clone).or_default().push(bits(0, libc::CLONE_THREAD, 0)?);

@@ -1,0 +1,309 @@
+//! What every driver promises, with real VMMs: from a plan by way of the supervisor, the private root and the confinement
+//! to a guest that runs, and to nothing being left of it.
+//!
+//! There is one list of expectations, run with QEMU, and with Firecracker where it is in `PATH` and KVM can be used. The
+//! guest is a program of a page (`guest.c`), since an ordinary kernel does not run everywhere these tests do; it needs a C
+//! compiler. On Firecracker's PCI bus it finds no devices, so there those are left out that need one.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods, reason = "a test")]
+
+mod guest;
+mod vm;
+
+use banger_wire::guest::{GENERATION, GuestMessage, Hello, VSOCK_PORT};
+use banger_wire::vm::{EndReason, Phase, VmEvent, VmRequest};
+use guest::Script;
+use std::fs;
+use std::io::Write as _;
+use std::path::PathBuf;
+use vm::{Vm, Vmm};
+
+/// A VMM and the guest's kernel.
+struct Bench {
+    vmm: Vmm,
+    dir: tempfile::TempDir,
+}
+
+impl Bench {
+    /// Finds what it takes, or says why not.
+    fn prepare(driver: &'static str, pci: bool) -> Result<Self, &'static str> {
+        if !cfg!(target_arch = "x86_64") {
+            return Err("the guest is for x86-64");
+        }
+        let in_path = |name: &str| {
+            let path = std::env::var_os("PATH").unwrap_or_default();
+            std::env::split_paths(&path).map(|dir| dir.join(name)).find(|path| path.is_file())
+        };
+        let program = match driver {
+            "qemu" => in_path("qemu-system-x86_64").ok_or("`qemu-system-x86_64` is not in `PATH`")?,
+            _ => in_path("firecracker").ok_or("`firecracker` is not in `PATH`")?,
+        };
+        let program = fs::canonicalize(program).unwrap();
+        if driver == "firecracker" {
+            // What is opened here as root, a vm's own user can open there.
+            let kvm = fs::File::options().read(true).write(true).open("/dev/kvm");
+            kvm.map_err(|_| "`/dev/kvm` can't be opened")?;
+        }
+        let bench = Self { vmm: Vmm { driver, program, pci }, dir: tempfile::tempdir().unwrap() };
+        guest::build(&bench.kernel()).then_some(bench).ok_or("no C compiler for 32-bit x86")
+    }
+
+    fn kernel(&self) -> PathBuf {
+        self.dir.path().join("vmlinux")
+    }
+
+    fn start(&self, script: &Script) -> Vm {
+        Vm::start(&self.vmm, &self.kernel(), script, |_| {})
+    }
+
+    /// The way a kernel resets this machine.
+    fn reset(&self, script: Script) -> Script {
+        if self.is_qemu() { script.reset_by_fault() } else { script.reset_by_keyboard() }
+    }
+
+    /// The way a kernel switches this machine off, or says that it can't.
+    fn off(&self, script: Script) -> Script {
+        if self.is_qemu() {
+            return script.acpi_off();
+        }
+        script.print("[    1.234567] reboot: Power off not available: System halted instead\r\n")
+    }
+
+    /// A guest up to where its agent is configured.
+    fn ready(&self, script: Script) -> Script {
+        let hello = GuestMessage::Hello(Hello {
+            generation: GENERATION,
+            kernel: "6.12".to_owned(),
+            uptime_ms: 1,
+            timings: Vec::new(),
+        });
+        let script = if self.is_qemu() { script.open_port() } else { script.dial(VSOCK_PORT) };
+        let script = script.send(&hello).wait_for("configure");
+        script
+            .send(&GuestMessage::Configured { boot_id: "a boot".to_owned(), timings: Vec::new() })
+            .send(&GuestMessage::InitReady)
+    }
+
+    fn is_qemu(&self) -> bool {
+        self.vmm.driver == "qemu"
+    }
+}
+
+fn run(test: &str, driver: &'static str, pci: bool, expectation: fn(&Bench)) {
+    match Bench::prepare(driver, pci) {
+        Ok(bench) => expectation(&bench),
+        // Not `eprintln!`, which the test harness keeps to itself when a test passes.
+        Err(reason) => {
+            let line = format!("skipped: {test}: {reason}\n");
+            let _ = std::io::stderr().write_all(line.as_bytes());
+        }
+    }
+}
+
+macro_rules! tests {
+    ($module:ident, $driver:literal, $pci:literal, $($name:ident)*) => {
+        mod $module {
+            $(#[test]
+            fn $name() {
+                super::run(concat!(stringify!($module), "::", stringify!($name)), $driver, $pci, super::$name);
+            })*
+        }
+    };
+}
+
+/// The list. The second part needs a device that the guest finds, and the third is about what only Firecracker has.
+macro_rules! with_each_driver {
+    ({ $($name:ident)* } { $($more:ident)* } { $($own:ident)* }) => {
+        tests!(qemu, "qemu", true, $($name)* $($more)*);
+        tests!(firecracker_pci, "firecracker", true, $($name)*);
+        tests!(firecracker, "firecracker", false, $($name)* $($more)* $($own)*);
+    };
+}
+
+with_each_driver! {
+    {
+        the_guest_gets_command_line_and_initramfs_and_its_console_is_kept
+        a_reset_during_boot_is_told_with_the_last_line
+        a_panic_before_anything_was_written_is_tried_again
+        a_killed_vm_leaves_nothing
+        a_killed_supervisor_takes_everything_along
+        a_vmm_that_fails_at_once_says_why
+        a_flood_on_the_console_is_bounded
+        a_link_to_the_network_is_there_or_the_vm_boots_without
+    }
+    {
+        a_stop_is_asked_of_the_agent_and_ends_in_order
+        a_power_off_from_inside_is_told_from_a_crash
+        a_guest_that_resets_boots_again
+        a_stop_that_nobody_follows_is_forced
+    }
+    {
+        drives_are_in_their_order_and_read_only_where_they_shall_be
+        a_guest_reaches_no_other_port_of_the_host
+        the_agents_place_is_taken_once
+        a_fault_of_the_machine_is_an_error
+    }
+}
+
+fn the_guest_gets_command_line_and_initramfs_and_its_console_is_kept(bench: &Bench) {
+    let vm = bench.start(&Script::default().print("here: ").print_cmdline().print("\ndone\n"));
+    vm.wait_for_console("done\n");
+    let console = vm.console();
+    assert!(console.contains("here: console=ttyS0 ") && console.contains(" word=of-the-plan"), "{console}");
+    vm.request(VmRequest::Kill);
+    vm.end();
+}
+
+fn a_reset_during_boot_is_told_with_the_last_line(bench: &Bench) {
+    let vm = bench.start(&bench.reset(Script::default().print("first\nlast\n")));
+    let end = vm.end();
+    assert_eq!(end.reason, EndReason::Failed);
+    assert_eq!(end.detail, "the vm ended while it booted; last on the console: last");
+}
+
+fn a_panic_before_anything_was_written_is_tried_again(bench: &Bench) {
+    let vm = bench.start(&bench.reset(Script::default().print("[    1.0] Kernel panic - not syncing: it\n")));
+    let mut answers = vm.request(VmRequest::Watch);
+    let (mut restarts, mut detail) = (0, String::new());
+    while let Some(event) = answers.next() {
+        match event {
+            VmEvent::State(status) => restarts = status.watchdog_restarts,
+            VmEvent::Ended(end) => detail = end.detail,
+            _ => {}
+        }
+    }
+    assert_eq!((restarts, detail.as_str()), (3, "[    1.0] Kernel panic - not syncing: it"));
+    assert_eq!(vm.end().reason, EndReason::Failed);
+}
+
+fn a_killed_vm_leaves_nothing(bench: &Bench) {
+    let vm = bench.start(&Script::default().print("up\n"));
+    vm.wait_for_console("up\n");
+    assert!(!vm.processes().is_empty());
+    let mut answers = vm.request(VmRequest::Kill);
+    let ended = std::iter::from_fn(|| answers.next()).find(|event| matches!(event, VmEvent::Ended(_)));
+    assert!(matches!(ended, Some(VmEvent::Ended(end)) if end.reason == EndReason::Killed));
+    assert_eq!(vm.end().reason, EndReason::Killed);
+}
+
+fn a_killed_supervisor_takes_everything_along(bench: &Bench) {
+    let vm = bench.start(&Script::default().print("up\n"));
+    vm.wait_for_console("up\n");
+    rustix::process::kill_process(vm.supervisor(), rustix::process::Signal::KILL).unwrap();
+    vm.wait_gone();
+    assert!(!vm.path("end.json").exists());
+}
+
+fn a_vmm_that_fails_at_once_says_why(bench: &Bench) {
+    let kernel = bench.dir.path().join("no-kernel");
+    fs::write(&kernel, "this is no kernel").unwrap();
+    let vm = Vm::start(&bench.vmm, &kernel, &Script::default(), |_| {});
+    let end = vm.end();
+    assert_eq!(end.reason, EndReason::Failed);
+    assert!(end.detail.starts_with("the VMM ended "), "{}", end.detail);
+    let what = if bench.is_qemu() { "linux kernel too old" } else { "Cannot load kernel" };
+    assert!(end.detail.contains(what), "{}", end.detail);
+}
+
+fn a_flood_on_the_console_is_bounded(bench: &Bench) {
+    let vm = bench.start(&Script::default().flood());
+    vm.wait_for_console(&"a guest that writes without end\n".repeat(1000));
+    vm.request(VmRequest::Kill);
+    assert_eq!(vm.end().reason, EndReason::Killed);
+    assert!(fs::metadata(vm.path("console.log")).unwrap().len() <= 1 << 20);
+}
+
+/// There is no `nft`, so the policy can't be in force and nothing is let out; the link to the guest is made all the same.
+fn a_link_to_the_network_is_there_or_the_vm_boots_without(bench: &Bench) {
+    let script = Script::default().print("up\n");
+    let script = if bench.vmm.pci { script } else { script.find_device(1) };
+    let vm = Vm::start(&bench.vmm, &bench.kernel(), &script.print("\ndone\n"), |plan| {
+        plan["net"]["mode"] = "internet".into();
+    });
+    vm.wait_for_console("done\n");
+    let has_tun = fs::File::options().read(true).write(true).open("/dev/net/tun").is_ok();
+    assert!(bench.vmm.pci || vm.console().contains(if has_tun { "\nthere" } else { "\nno such device" }));
+    vm.request(VmRequest::Kill);
+    assert_eq!(vm.end().reason, EndReason::Killed);
+}
+
+/// Waits until sessions can be opened.
+fn wait_ready(vm: &Vm) {
+    let mut answers = vm.request(VmRequest::Watch);
+    let ready = |event: &VmEvent| matches!(event, VmEvent::State(status) if status.phase == Phase::InitReady);
+    assert!(std::iter::from_fn(|| answers.next()).any(|event| ready(&event)), "{}", vm.console());
+}
+
+fn a_stop_is_asked_of_the_agent_and_ends_in_order(bench: &Bench) {
+    let script = bench.ready(Script::default()).wait_for("shutdown").print("going down\n");
+    let vm = bench.start(&bench.off(script));
+    wait_ready(&vm);
+    vm.request(VmRequest::Stop { grace_ms: 30_000 });
+    let end = vm.end();
+    assert_eq!((end.reason, end.detail.as_str()), (EndReason::Stopped, "stopped"));
+    assert!(vm.console().contains("going down\n"));
+}
+
+fn a_power_off_from_inside_is_told_from_a_crash(bench: &Bench) {
+    let vm = bench.start(&bench.off(bench.ready(Script::default()).wait_for("heartbeat")));
+    let end = vm.end();
+    assert_eq!((end.reason, end.detail.as_str()), (EndReason::PoweredOff, "powered off from inside"));
+}
+
+fn a_guest_that_resets_boots_again(bench: &Bench) {
+    let vm = bench.start(&bench.reset(bench.ready(Script::default()).wait_for("heartbeat")));
+    let mut answers = vm.request(VmRequest::Watch);
+    let (mut boots, mut booting) = (0, true);
+    while boots < 3 {
+        let Some(VmEvent::State(status)) = answers.next() else { panic!("{}", vm.console()) };
+        match status.phase {
+            Phase::Preparing | Phase::Booting => booting = true,
+            Phase::InitReady if booting => (boots, booting) = (boots + 1, false),
+            _ => {}
+        }
+    }
+    vm.request(VmRequest::Kill);
+    assert_eq!(vm.end().reason, EndReason::Killed);
+}
+
+fn a_stop_that_nobody_follows_is_forced(bench: &Bench) {
+    let vm = bench.start(&bench.ready(Script::default()));
+    wait_ready(&vm);
+    vm.request(VmRequest::Stop { grace_ms: 100 });
+    assert_eq!(vm.end().reason, EndReason::Killed);
+}
+
+fn drives_are_in_their_order_and_read_only_where_they_shall_be(bench: &Bench) {
+    let script = Script::default().read_drive(0).read_drive(1).print("\n");
+    let vm = bench.start(&script.write_drive(0).print("\n").write_drive(1).print("\ndone\n"));
+    vm.wait_for_console("done\n");
+    // The VMM has something to say about the first write.
+    let console = vm.console();
+    assert!(console.starts_with("ID\n") && console.ends_with("refused\nwritten\ndone\n"), "{console}");
+    vm.request(VmRequest::Kill);
+    vm.end();
+    assert_eq!(fs::read(vm.path("disk.raw")).unwrap()[..1], *b"x");
+}
+
+fn a_guest_reaches_no_other_port_of_the_host(bench: &Bench) {
+    let vm = bench.start(&Script::default().dial(VSOCK_PORT + 1).print("connected\n"));
+    vm.wait_for_console("nobody listens\n");
+    assert!(!vm.console().contains("connected"));
+    vm.request(VmRequest::Kill);
+    vm.end();
+}
+
+fn the_agents_place_is_taken_once(bench: &Bench) {
+    let vm = bench.start(&bench.ready(Script::default()).dial(VSOCK_PORT).print("connected\n"));
+    vm.wait_for_console("nobody listens\n");
+    assert!(!vm.console().contains("connected"));
+    vm.request(VmRequest::Kill);
+    vm.end();
+}
+
+fn a_fault_of_the_machine_is_an_error(bench: &Bench) {
+    let vm = bench.start(&Script::default().print("up\n").reset_by_fault());
+    let end = vm.end();
+    assert_eq!(end.reason, EndReason::Failed);
+    // It may end with success as well, since its threads tell each other of the end before they tell the status.
+    assert!(end.detail.contains("GenericError") || end.detail.contains("KVM"), "{}", end.detail);
+}

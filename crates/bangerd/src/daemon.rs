@@ -3,6 +3,7 @@
 //! State of a running vm is its supervisor's; the daemon watches it and writes down what it hears. After a crash the
 //! locks on the disks say which vms run, and the ordinary start-up path picks them up again.
 
+use crate::cgroup;
 use crate::choice::{self, Choice};
 use crate::config::Config;
 use crate::doctor::facts::{Program, user};
@@ -117,6 +118,7 @@ impl Daemon {
                 self.watch(row);
             } else if matches!(row.state, VmState::Starting | VmState::Running | VmState::Stopping) || row.rm
             {
+                cgroup::remove_of(&dir).await;
                 let end = vmsock::load_end(&dir).unwrap_or_else(lost);
                 self.settle(&row, &end).await?;
             }

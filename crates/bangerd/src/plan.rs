@@ -39,6 +39,9 @@ pub(crate) struct VmPlan {
     pub(crate) dir: PathBuf,
     /// The uid (and gid) everything of this vm runs as when the daemon is root; the owner's own otherwise.
     pub(crate) run_as: Option<u32>,
+    /// The control group the vm's processes are in, on the host.
+    #[serde(default)]
+    pub(crate) cgroup: Option<PathBuf>,
     /// The group that may open KVM's device, for such a user.
     #[serde(default)]
     pub(crate) kvm_group: Option<u32>,
@@ -105,6 +108,8 @@ pub(crate) struct Inputs<'a> {
     pub(crate) entropy: Vec<u8>,
     pub(crate) tsc_khz: Option<u64>,
     pub(crate) net: NetPlan,
+    /// Limits of the whole vm, where the system lets us have any.
+    pub(crate) cgroup: Option<PathBuf>,
     /// The group of KVM's device, where that helps to open it.
     pub(crate) kvm_group: Option<u32>,
     /// The vm writes the image itself and boots no further than the agent.
@@ -131,6 +136,7 @@ pub(crate) fn plan(inputs: Inputs<'_>) -> VmPlan {
         entropy,
         tsc_khz,
         net,
+        cgroup,
         kvm_group,
         build,
     } = inputs;
@@ -187,6 +193,7 @@ pub(crate) fn plan(inputs: Inputs<'_>) -> VmPlan {
         name: row.name.clone(),
         dir,
         run_as: row.run_as,
+        cgroup,
         kvm_group,
         binds,
         writable,

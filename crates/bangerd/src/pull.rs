@@ -320,6 +320,7 @@ impl Daemon {
             entropy: entropy()?,
             tsc_khz: self.tsc_khz().await,
             net: crate::net::NetPlan::none(),
+            cgroup: None,
             kvm_group: kvm::group(),
             build: true,
         });

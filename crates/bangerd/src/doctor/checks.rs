@@ -29,12 +29,13 @@ const PROCESSES_GOOD: u64 = 512;
 const NAMESPACES_GOOD: u64 = 64;
 
 /// All of them, in the order they are told.
-pub(crate) const ALL: [fn(&Facts) -> Check; 18] = [
+pub(crate) const ALL: [fn(&Facts) -> Check; 19] = [
     machine,
     config,
     kvm,
     namespaces,
     confinement,
+    cgroup,
     limits,
     qemu,
     firecracker,
@@ -125,6 +126,23 @@ fn confinement(facts: &Facts) -> Check {
             let hint =
                 "boot a kernel with Landlock, and name it in the kernel's `lsm=` option if there is one";
             warn("confinement", detail.clone(), hint)
+        }
+    }
+}
+
+fn cgroup(facts: &Facts) -> Check {
+    let name = "cgroup limits";
+    match &facts.cgroup {
+        Ok(base) => {
+            let cpu = if base.cpu { " and share of the processors" } else { "" };
+            pass(name, format!("memory, processes{cpu} of each vm, below `{}`", base.dir.display()))
+        }
+        Err(cause) => {
+            let detail = format!("{cause}; a VMM's memory and processes have limits of their own");
+            // A scope given to its user has groups to give; the daemon is to be alone in it.
+            let scope = "banger daemon stop; systemd-run --user --scope -p Delegate=yes banger vm list";
+            let can_ask = facts.is_systemd && facts.user != "root";
+            check(name, Verdict::Warn, detail, can_ask.then(|| scope.to_owned()))
         }
     }
 }

@@ -5,6 +5,7 @@
 
 use super::distribution::{self, Distribution};
 use super::{leftovers, namespaces};
+use crate::cgroup::{self, Base};
 use crate::config::{self, Config};
 use crate::daemon::{DEFAULT_IMAGE, DEFAULT_KERNEL, Daemon};
 use crate::kvm::Kvm;
@@ -19,6 +20,8 @@ use std::path::{Path, PathBuf};
 
 /// The device taps are made with.
 pub(crate) const TUN: &str = "/dev/net/tun";
+/// There when systemd runs the machine.
+const SYSTEMD: &str = "/run/systemd/system";
 /// There when that kind of KVM is.
 const KVM_PVM: &str = "/sys/module/kvm_pvm";
 /// Limits of namespaces that a vm counts against, below `/proc/sys/user`.
@@ -52,6 +55,8 @@ pub(crate) struct Facts {
     pub(crate) namespace_limits: BTreeMap<String, u64>,
     /// Whether this kernel confines as much as banger can ask for, and what of it there is.
     pub(crate) confinement: (bool, String),
+    /// Where vms have limits as a whole; or why they have none.
+    pub(crate) cgroup: Result<Base, String>,
     pub(crate) tun: Device,
     pub(crate) pasta: Option<Pasta>,
     pub(crate) nft: Option<Result<PathBuf, String>>,
@@ -66,6 +71,8 @@ pub(crate) struct Facts {
     pub(crate) disk: Result<Disk, String>,
     /// Open files: soft and hard.
     pub(crate) open_files: (u64, u64),
+    /// Whether systemd runs this machine.
+    pub(crate) is_systemd: bool,
     /// Processes: soft.
     pub(crate) processes: u64,
     /// Whether the system ends a user's processes at logout.
@@ -149,6 +156,7 @@ pub(crate) fn gather(daemon: &Daemon) -> Facts {
         restriction: restriction(),
         namespace_limits: namespace_limits(),
         confinement: confine::summary(),
+        cgroup: cgroup::prepare(),
         tun: tun(),
         pasta: net::program("pasta").map(|program| {
             let plan = PastaPlan::probe(program);
@@ -169,6 +177,7 @@ pub(crate) fn gather(daemon: &Daemon) -> Facts {
         disk: disk(&daemon.paths.state),
         open_files: (open_files.current.unwrap_or(u64::MAX), open_files.maximum.unwrap_or(u64::MAX)),
         processes: getrlimit(Resource::Nproc).current.unwrap_or(u64::MAX),
+        is_systemd: Path::new(SYSTEMD).exists(),
         ends_at_logout: ends_at_logout(),
         leftovers: leftovers::find(daemon).map_err(|error| super::reason(&error)),
     }
@@ -241,7 +250,7 @@ fn disk(state: &Path) -> Result<Disk, String> {
 
 /// Tells whether systemd ends what a session started when it ends. Root is excluded by default.
 fn ends_at_logout() -> bool {
-    if rustix::process::getuid().is_root() || !Path::new("/run/systemd/system").exists() {
+    if rustix::process::getuid().is_root() || !Path::new(SYSTEMD).exists() {
         return false;
     }
     let mut files = Vec::new();

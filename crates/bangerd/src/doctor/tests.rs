@@ -3,6 +3,7 @@
 use super::checks::ALL;
 use super::distribution::Distribution;
 use super::facts::{Device, Disk, Facts, Pasta, Program, Restriction, Route};
+use crate::cgroup::Base;
 use crate::kvm::{Kvm, Refusal};
 use banger_wire::daemon::Verdict;
 use std::path::PathBuf;
@@ -25,6 +26,7 @@ fn healthy() -> Facts {
         restriction: Restriction::None,
         namespace_limits: [("max_user_namespaces".to_owned(), 30_000)].into(),
         confinement: (true, "Landlock 6, seccomp; memory and files of a VMM are limited".to_owned()),
+        cgroup: Ok(Base { dir: "/sys/fs/cgroup/a.scope".into(), cpu: true }),
         tun: Device::Usable,
         pasta: Some(Pasta { path: "/usr/bin/pasta".into(), version: "pasta 1".to_owned(), is_usable: true }),
         nft: Some(Ok("/usr/sbin/nft".into())),
@@ -44,6 +46,7 @@ fn healthy() -> Facts {
         }),
         open_files: (1024, 1 << 20),
         processes: 30_000,
+        is_systemd: true,
         ends_at_logout: false,
         leftovers: Ok(Vec::new()),
     }
@@ -70,7 +73,7 @@ type Break = fn(&mut Facts);
 
 #[test]
 fn each_problem_with_the_command_that_mends_it() {
-    let problems: [(&str, Break); 37] = [
+    let problems: [(&str, Break); 39] = [
         ("another processor", |facts| facts.arch = "riscv64".to_owned()),
         ("a config with a mistake", |facts| {
             facts.config = Err("the config `~/config.toml` can't be used: line 1".to_owned());
@@ -115,6 +118,13 @@ fn each_problem_with_the_command_that_mends_it() {
         }),
         ("no Landlock", |facts| {
             facts.confinement = (false, "this kernel has no Landlock".to_owned());
+        }),
+        ("no control group to give", |facts| {
+            facts.cgroup = Err("`/sys/fs/cgroup/a.scope` is not this user's".to_owned());
+        }),
+        ("no control groups, for root", |facts| {
+            facts.user = "root".to_owned();
+            facts.cgroup = Err("control groups of version 2 are not mounted".to_owned());
         }),
         ("few namespaces", |facts| {
             facts.namespace_limits.insert("max_net_namespaces".to_owned(), 10);

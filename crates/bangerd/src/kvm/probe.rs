@@ -49,6 +49,8 @@ pub(crate) fn main(group: Option<u32>) -> anyhow::Result<()> {
     if rustix::process::getuid().is_root() {
         namespace::become_user(RUN_AS_BUILD, RUN_AS_BUILD, group.as_slice()).context("give up root")?;
     }
+    // A guest that hangs must not outlive a daemon that is not there any more to end it. Changing users undoes this.
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
     if let Err(error) = std::fs::File::options().read(true).write(true).open(DEVICE) {
         const NO_DEVICE: [i32; 2] =
             [rustix::io::Errno::NODEV.raw_os_error(), rustix::io::Errno::NXIO.raw_os_error()];

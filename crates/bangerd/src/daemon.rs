@@ -158,8 +158,8 @@ impl Daemon {
         if !(1..=VCPU_MAX).contains(&vcpu) {
             return Err(invalid(format!("{vcpu} virtual processors: there can be 1 to {VCPU_MAX}")));
         }
-        let ram = Mebibytes(rustix::system::sysinfo().totalram >> 20);
-        let memory = spec.memory.unwrap_or(Mebibytes((ram.0 / 8).clamp(512, 8 * 1024)));
+        let ram = ram();
+        let memory = spec.memory.unwrap_or_else(|| default_memory(ram));
         if memory < MEMORY_MIN || memory > ram {
             return Err(invalid(format!(
                 "{memory} of memory: there can be {MEMORY_MIN} to {ram} on this machine"
@@ -392,6 +392,16 @@ impl Daemon {
         std::fs::remove_dir_all(dir).with_context(|| format!("remove `{}`", dir.display()))?;
         Ok(Outcome::Done)
     }
+}
+
+/// Memory of this machine.
+pub(crate) fn ram() -> Mebibytes {
+    Mebibytes(rustix::system::sysinfo().totalram >> 20)
+}
+
+/// Memory of a vm for which none was asked for.
+pub(crate) fn default_memory(ram: Mebibytes) -> Mebibytes {
+    Mebibytes((ram.0 / 8).clamp(512, 8 * 1024))
 }
 
 /// What a vm may reach when nothing else was asked for: the internet, and not the machines around it.

@@ -3,7 +3,16 @@
 use crate::programs::{Built, Profile};
 use anyhow::{Context as _, bail};
 use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
 use std::process::{Command, Stdio};
+
+/// Another architecture, for which everything is to compile; nothing is run there.
+const OTHER: &str = "aarch64-unknown-linux-gnu";
+/// Its C compiler and linker, as Debian calls it.
+const OTHER_CC: &str = "aarch64-linux-gnu-gcc";
+/// Crates without C in them, and those with.
+const OTHER_PLAIN: [&str; 5] = ["banger-wire", "banger-sys", "banger-vmm", "banger-agent", "banger"];
+const OTHER_WITH_C: [&str; 2] = ["banger-image", "bangerd"];
 
 /// The image most end-to-end tests use.
 const IMAGE: &str = "debian-bookworm-slim";
@@ -24,6 +33,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
     } else {
         skipped.push("cargo deny: not installed".to_owned());
     }
+    check_other_architecture(&mut skipped)?;
     println!("== store for the end-to-end tests: a kernel and {IMAGE}, pulled");
     let built = Built::new(Profile::Dev)?;
     let store = built.store(&[IMAGE])?;
@@ -52,6 +62,32 @@ pub(crate) fn run() -> anyhow::Result<()> {
     println!("{} passed, {} failed", count(&text, "passed"), count(&text, "failed"));
     if !output.status.success() {
         bail!("tests failed");
+    }
+    Ok(())
+}
+
+/// Compiles for another architecture as much as this machine has the tools for.
+fn check_other_architecture(skipped: &mut Vec<String>) -> anyhow::Result<()> {
+    let libraries = Command::new("rustc").args(["--print", "target-libdir", "--target", OTHER]).output();
+    let libraries = libraries.context("ask rustc for a directory")?.stdout;
+    if !Path::new(String::from_utf8_lossy(&libraries).trim()).is_dir() {
+        skipped.push(format!("{OTHER}: not installed, see `rustup target add {OTHER}`"));
+        return Ok(());
+    }
+    let compiler = Command::new(OTHER_CC).arg("--version").stdout(Stdio::null()).status();
+    let crates = if compiler.is_ok_and(|status| status.success()) {
+        [&OTHER_PLAIN[..], &OTHER_WITH_C].concat()
+    } else {
+        skipped.push(format!("{OTHER}: {}: `{OTHER_CC}` is not installed", OTHER_WITH_C.join(", ")));
+        OTHER_PLAIN.to_vec()
+    };
+    println!("== {OTHER}");
+    let mut cargo = Command::new("cargo");
+    cargo.args(["check", "--target", OTHER]).args(crates.iter().flat_map(|name| ["--package", name]));
+    // The agent is linked, as `bangerd` contains it.
+    cargo.env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER", OTHER_CC);
+    if !cargo.status().context("start cargo check")?.success() {
+        bail!("{OTHER}: cargo check failed");
     }
     Ok(())
 }

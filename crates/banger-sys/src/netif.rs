@@ -31,7 +31,7 @@ fn request(name: &str) -> io::Result<libc::ifreq> {
         return Err(io::Error::from(io::ErrorKind::InvalidInput));
     }
     for (to, from) in request.ifr_name.iter_mut().zip(bytes) {
-        *to = from.cast_signed();
+        *to = libc::c_char::from_ne_bytes([*from]);
     }
     Ok(request)
 }
@@ -104,7 +104,7 @@ pub fn set_mac(name: &str, mac: [u8; 6]) -> io::Result<()> {
     let mut request = request(name)?;
     let mut data = [0; 14];
     for (to, from) in data.iter_mut().zip(mac) {
-        *to = from.cast_signed();
+        *to = libc::c_char::from_ne_bytes([from]);
     }
     request.ifr_ifru.ifru_hwaddr = libc::sockaddr { sa_family: libc::ARPHRD_ETHER, sa_data: data };
     ioctl(&fd, libc::SIOCSIFHWADDR as libc::Ioctl, &mut request)

@@ -3,6 +3,7 @@
 //! State of a running vm is its supervisor's; the daemon watches it and writes down what it hears. After a crash the
 //! locks on the disks say which vms run, and the ordinary start-up path picks them up again.
 
+use crate::cgroup;
 use crate::choice::{self, Choice};
 use crate::config::Config;
 use crate::doctor::facts::{Program, user};
@@ -75,10 +76,6 @@ fn invalid(message: impl Into<String>) -> anyhow::Error {
     WireError::new(ErrorCode::Invalid, message).into()
 }
 
-fn ram() -> Mebibytes {
-    Mebibytes(rustix::system::sysinfo().totalram >> 20)
-}
-
 /// Refuses processors and memory that no vm can have here.
 pub(crate) fn check_size(vcpu: u32, memory: Mebibytes) -> anyhow::Result<()> {
     let ram = ram();
@@ -138,6 +135,7 @@ impl Daemon {
                 self.watch(row);
             } else if matches!(row.state, VmState::Starting | VmState::Running | VmState::Stopping) || row.rm
             {
+                cgroup::remove_of(&dir).await;
                 let end = vmsock::load_end(&dir).unwrap_or_else(lost);
                 self.settle(&row, &end).await?;
             }
@@ -173,7 +171,7 @@ impl Daemon {
         let vmm = spec.vmm.or(config.vmm).unwrap_or(VmmChoice::Auto);
         let cpus = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
         let vcpu = spec.vcpu.unwrap_or((cpus / 4).clamp(1, 4));
-        let memory = spec.memory.unwrap_or(Mebibytes((ram().0 / 8).clamp(512, 8 * 1024)));
+        let memory = spec.memory.unwrap_or_else(|| default_memory(ram()));
         check_size(vcpu, memory)?;
         let disk_size = spec.disk_size.unwrap_or(DEFAULT_DISK);
         if !(DISK_MIN..=DISK_MAX).contains(&disk_size) {
@@ -402,6 +400,16 @@ impl Daemon {
         std::fs::remove_dir_all(dir).with_context(|| format!("remove `{}`", dir.display()))?;
         Ok(Outcome::Done)
     }
+}
+
+/// Memory of this machine.
+pub(crate) fn ram() -> Mebibytes {
+    Mebibytes(rustix::system::sysinfo().totalram >> 20)
+}
+
+/// Memory of a vm for which none was asked for.
+pub(crate) fn default_memory(ram: Mebibytes) -> Mebibytes {
+    Mebibytes((ram.0 / 8).clamp(512, 8 * 1024))
 }
 
 /// What a vm may reach when nothing else was asked for: the internet, and not the machines around it.

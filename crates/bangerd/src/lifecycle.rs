@@ -8,6 +8,7 @@
 //! While a vm runs its watcher alone writes its state: whoever started the vm may leave before it is up. Start, stop and
 //! removal of one vm exclude each other, so nobody acts on what was true a moment ago.
 
+use crate::cgroup;
 use crate::daemon::{Daemon, check_size, net_mode};
 use crate::net::NetPlan;
 use crate::plan::{Inputs, plan};
@@ -19,6 +20,7 @@ use banger_wire::daemon::{Event, Outcome, Pruned, StartedVm, VmSpec, VmState, Vm
 use banger_wire::error::{ErrorCode, WireError};
 use banger_wire::size::Mebibytes;
 use banger_wire::vm::{EndReason, Phase, VmEnd, VmEvent, VmRequest, VmStatus};
+use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc::UnboundedSender;
@@ -124,6 +126,7 @@ impl Daemon {
             entropy: entropy()?,
             tsc_khz: self.tsc_khz().await,
             net: NetPlan::find(net_mode(&spec)),
+            cgroup: self.cgroup(&row),
             build: false,
         });
         let template = self.use_template(&mut plan, events).await;
@@ -140,6 +143,15 @@ impl Daemon {
                 Err(error)
             }
         }
+    }
+
+    /// Makes the vm's control group, where there can be one.
+    fn cgroup(&self, row: &VmRow) -> Option<PathBuf> {
+        let base = cgroup::prepare().ok()?;
+        // CRASH: an empty group is used by the vm's next start, or removed with the vm.
+        let made = cgroup::make(&base, row.id.as_str(), row.memory, row.vcpu);
+        made.inspect_err(|error| tracing::warn!("vm {}: make its control group: {error}, ignoring", row.name))
+            .ok()
     }
 
     fn ended_early(&self, row: &VmRow) -> anyhow::Error {
@@ -175,6 +187,7 @@ impl Daemon {
         let alone = self.alone(&row).await;
         // Started again meanwhile: the next watcher has it.
         if !vmsock::is_alive(&dir) {
+            cgroup::remove_of(&dir).await;
             self.running().remove(row.id.as_str());
             let end = end.or_else(|| vmsock::load_end(&dir)).unwrap_or_else(lost);
             // Whoever waits for the boot reads the end from the disk, so the vm's files stay until then.
@@ -237,6 +250,7 @@ impl Daemon {
     async fn release(&self, row: &VmRow) -> anyhow::Result<()> {
         let dir = self.paths.vm(row.id.as_str());
         vmsock::end(&dir).await?;
+        cgroup::remove_of(&dir).await;
         // CRASH: files without a row are removed at the next start; a row is only ever deleted after its files.
         match std::fs::remove_dir_all(&dir) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {

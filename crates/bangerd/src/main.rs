@@ -1,5 +1,6 @@
 //! The owner daemon, and the supervisor of each vm.
 
+mod cgroup;
 mod choice;
 mod config;
 mod daemon;

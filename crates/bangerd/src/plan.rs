@@ -39,6 +39,9 @@ pub(crate) struct VmPlan {
     pub(crate) dir: PathBuf,
     /// The uid (and gid) everything of this vm runs as when the daemon is root; the owner's own otherwise.
     pub(crate) run_as: Option<u32>,
+    /// The control group the vm's processes are in, on the host.
+    #[serde(default)]
+    pub(crate) cgroup: Option<PathBuf>,
     /// Files and directories the supervisor's private root shows, besides `/vm` and the system's programs.
     pub(crate) binds: Vec<Bind>,
     /// Files the private root shows writable: the image, for a vm that finishes one.
@@ -123,6 +126,8 @@ pub(crate) struct Inputs<'a> {
     pub(crate) entropy: Vec<u8>,
     pub(crate) tsc_khz: Option<u64>,
     pub(crate) net: NetPlan,
+    /// Limits of the whole vm, where the system lets us have any.
+    pub(crate) cgroup: Option<PathBuf>,
     /// The vm writes the image itself and boots no further than the agent.
     pub(crate) build: bool,
 }
@@ -135,8 +140,21 @@ fn image_env(config: &ImageConfig) -> impl Iterator<Item = (ByteString, ByteStri
 
 /// Decides everything about a vm.
 pub(crate) fn plan(inputs: Inputs<'_>) -> VmPlan {
-    let Inputs { row, spec, config, dir, image, kernel, initramfs, choice, entropy, tsc_khz, net, build } =
-        inputs;
+    let Inputs {
+        row,
+        spec,
+        config,
+        dir,
+        image,
+        kernel,
+        initramfs,
+        choice,
+        entropy,
+        tsc_khz,
+        net,
+        cgroup,
+        build,
+    } = inputs;
     let inside = |name: &str| PathBuf::from(INSIDE).join(name);
     let mut binds = vec![
         Bind { host: kernel.join("vmlinux"), inside: inside("vmlinux") },
@@ -199,6 +217,7 @@ pub(crate) fn plan(inputs: Inputs<'_>) -> VmPlan {
         name: row.name.clone(),
         dir,
         run_as: row.run_as,
+        cgroup,
         binds,
         writable,
         machine,

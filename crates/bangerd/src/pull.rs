@@ -322,6 +322,7 @@ impl Daemon {
             entropy: entropy()?,
             tsc_khz: self.tsc_khz().await,
             net: crate::net::NetPlan::none(),
+            cgroup: None,
             build: true,
         });
         let build = Build { staging: Some(staging) };

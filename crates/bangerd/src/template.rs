@@ -131,6 +131,7 @@ fn plan(of: &VmPlan, dir: PathBuf) -> VmPlan {
         binds: of.binds.iter().filter(of_kernel).cloned().collect(),
         dir,
         run_as: of.run_as.map(|_| RUN_AS_TEMPLATE),
+        cgroup: None,
         // Nobody is told: the vm ends before.
         guest: GuestConfig {
             hostname: "template".to_owned(),

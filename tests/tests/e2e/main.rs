@@ -1,6 +1,7 @@
 //! The installed programs, with real vms. Each test ends by showing that nothing is left.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, clippy::print_stdout, reason = "a test")]
 
+mod cgroup;
 mod daemon;
 mod errors;
 mod images;

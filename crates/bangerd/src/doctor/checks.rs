@@ -22,16 +22,21 @@ const FILES_FREE_GOOD: u64 = 1000;
 const OPEN_FILES_GOOD: u64 = 1024;
 /// Processes and threads of 8 vms.
 const PROCESSES_GOOD: u64 = 512;
+/// Memory a VMM takes besides its guest's, and others need to go on.
+const MEMORY_SPARE: u64 = 512;
 /// Namespaces of each kind for 8 vms and a user's other programs.
 const NAMESPACES_GOOD: u64 = 64;
 
 /// All of them, in the order they are told.
-pub(crate) const ALL: [fn(&Facts) -> Check; 18] = [
+pub(crate) const ALL: [fn(&Facts) -> Check; 21] = [
     machine,
     config,
     kvm,
     namespaces,
     confinement,
+    cgroup,
+    neighbours,
+    memory,
     limits,
     qemu,
     firecracker_program,
@@ -123,6 +128,56 @@ fn confinement(facts: &Facts) -> Check {
                 "boot a kernel with Landlock, and name it in the kernel's `lsm=` option if there is one";
             warn("confinement", detail.clone(), hint)
         }
+    }
+}
+
+fn cgroup(facts: &Facts) -> Check {
+    let name = "cgroup limits";
+    match &facts.cgroup {
+        Ok(base) => {
+            let cpu = if base.cpu { " and share of the processors" } else { "" };
+            pass(name, format!("memory, processes{cpu} of each vm, below `{}`", base.dir.display()))
+        }
+        Err(cause) => {
+            let detail = format!("{cause}; a VMM's memory and processes have limits of their own");
+            // A scope given to its user has groups to give; the daemon is to be alone in it.
+            let scope = "banger daemon stop; systemd-run --user --scope -p Delegate=yes banger vm list";
+            let can_ask = facts.is_systemd && facts.user != "root";
+            check(name, Verdict::Warn, detail, can_ask.then(|| scope.to_owned()))
+        }
+    }
+}
+
+fn neighbours(facts: &Facts) -> Check {
+    let (name, found) = ("side channels", &facts.neighbours);
+    if found.merges_pages {
+        let detail = "equal pages of different vms are merged, by which they can learn of each other's";
+        return warn(name, detail, "echo 2 | sudo tee /sys/kernel/mm/ksm/run");
+    }
+    if !found.flaws.is_empty() {
+        let detail = format!("nothing is done about this processor's {}", found.flaws.join(", "));
+        let hint = "update the kernel and the processor's microcode, and take `mitigations=off` out of the kernel's options";
+        return warn(name, detail, hint);
+    }
+    let mut detail = "nothing that a setting closes".to_owned();
+    if found.shares_cores {
+        detail += "; two vms may share a core (SMT)";
+    }
+    if found.swaps {
+        detail += "; a vm's memory may get to the swap space";
+    }
+    pass(name, detail)
+}
+
+fn memory(facts: &Facts) -> Check {
+    let of_vm = facts.memory.of_vm;
+    match facts.memory.available {
+        Some(available) if available.0 < of_vm.0 + MEMORY_SPARE => {
+            let detail = format!("{available} available, too little for a vm of the default size, {of_vm}");
+            warn("memory", detail, "banger ps   # stop one of them, or give a vm less with `--memory`")
+        }
+        Some(available) => pass("memory", format!("{available} available; a vm has {of_vm} by default")),
+        None => pass("memory", format!("a vm has {of_vm} by default")),
     }
 }
 

@@ -5,13 +5,15 @@
 
 use super::distribution::{self, Distribution};
 use super::{leftovers, namespaces};
+use crate::cgroup::{self, Base};
 use crate::config::{self, Config};
-use crate::daemon::{DEFAULT_IMAGE, DEFAULT_KERNEL, Daemon};
+use crate::daemon::{DEFAULT_IMAGE, DEFAULT_KERNEL, Daemon, default_memory, ram};
 use crate::kvm::Kvm;
 use crate::net::pasta::PastaPlan;
 use crate::net::{self, host, nft};
 use crate::programs::{self, Vmm};
 use crate::supervise::confine;
+use banger_wire::size::Mebibytes;
 use rustix::fs::StatVfsMountFlags;
 use rustix::process::{Resource, getrlimit};
 use std::collections::BTreeMap;
@@ -19,6 +21,8 @@ use std::path::{Path, PathBuf};
 
 /// The device taps are made with.
 pub(crate) const TUN: &str = "/dev/net/tun";
+/// There when systemd runs the machine.
+const SYSTEMD: &str = "/run/systemd/system";
 /// There when that kind of KVM is.
 const KVM_PVM: &str = "/sys/module/kvm_pvm";
 /// Limits of namespaces that a vm counts against, below `/proc/sys/user`.
@@ -52,6 +56,10 @@ pub(crate) struct Facts {
     pub(crate) namespace_limits: BTreeMap<String, u64>,
     /// Whether this kernel confines as much as banger can ask for, and what of it there is.
     pub(crate) confinement: (bool, String),
+    /// Where vms have limits as a whole; or why they have none.
+    pub(crate) cgroup: Result<Base, String>,
+    pub(crate) memory: Memory,
+    pub(crate) neighbours: Neighbours,
     pub(crate) tun: Device,
     pub(crate) pasta: Option<Pasta>,
     pub(crate) nft: Option<Result<PathBuf, String>>,
@@ -66,6 +74,8 @@ pub(crate) struct Facts {
     pub(crate) disk: Result<Disk, String>,
     /// Open files: soft and hard.
     pub(crate) open_files: (u64, u64),
+    /// Whether systemd runs this machine.
+    pub(crate) is_systemd: bool,
     /// Processes: soft.
     pub(crate) processes: u64,
     /// Whether the system ends a user's processes at logout.
@@ -90,6 +100,28 @@ pub(crate) enum Device {
     Absent,
     Denied(String),
     Broken(String),
+}
+
+/// Memory of the machine and of a vm.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Memory {
+    /// What programs can still have; none when the kernel does not say.
+    pub(crate) available: Option<Mebibytes>,
+    /// What a vm gets when nothing is asked for.
+    pub(crate) of_vm: Mebibytes,
+}
+
+/// How vms could learn of each other, and of the host, besides what they may.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Neighbours {
+    /// Flaws of the processor that nothing is done about, by the kernel's names.
+    pub(crate) flaws: Vec<String>,
+    /// Equal pages of different vms become one, which can be told by the time a write takes.
+    pub(crate) merges_pages: bool,
+    /// Two of them may run on one core at a time.
+    pub(crate) shares_cores: bool,
+    /// What is in their memory may come to be on a disk.
+    pub(crate) swaps: bool,
 }
 
 /// An installed VMM.
@@ -149,6 +181,9 @@ pub(crate) fn gather(daemon: &Daemon) -> Facts {
         restriction: restriction(),
         namespace_limits: namespace_limits(),
         confinement: confine::summary(),
+        cgroup: cgroup::prepare(),
+        memory: memory(),
+        neighbours: neighbours(),
         tun: tun(),
         pasta: net::program("pasta").map(|program| {
             let plan = PastaPlan::probe(program);
@@ -169,6 +204,7 @@ pub(crate) fn gather(daemon: &Daemon) -> Facts {
         disk: disk(&daemon.paths.state),
         open_files: (open_files.current.unwrap_or(u64::MAX), open_files.maximum.unwrap_or(u64::MAX)),
         processes: getrlimit(Resource::Nproc).current.unwrap_or(u64::MAX),
+        is_systemd: Path::new(SYSTEMD).exists(),
         ends_at_logout: ends_at_logout(),
         leftovers: leftovers::find(daemon).map_err(|error| super::reason(&error)),
     }
@@ -208,6 +244,34 @@ fn namespace_limits() -> BTreeMap<String, u64> {
     NAMESPACE_LIMITS.into_iter().filter_map(limit).collect()
 }
 
+fn memory() -> Memory {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    Memory { available: meminfo(&text, "MemAvailable"), of_vm: default_memory(ram()) }
+}
+
+/// Reads a line of `meminfo`, which has KiB.
+fn meminfo(text: &str, name: &str) -> Option<Mebibytes> {
+    let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+    Some(Mebibytes(value.split_whitespace().next()?.parse::<u64>().ok()? / 1024))
+}
+
+fn neighbours() -> Neighbours {
+    let entries =
+        std::fs::read_dir("/sys/devices/system/cpu/vulnerabilities").into_iter().flatten().flatten();
+    let is_open =
+        |path: &Path| std::fs::read_to_string(path).is_ok_and(|text| text.starts_with("Vulnerable"));
+    let open = entries.filter(|entry| is_open(&entry.path()));
+    let mut flaws: Vec<String> = open.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    flaws.sort();
+    let meminfo_text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    Neighbours {
+        flaws,
+        merges_pages: number(Path::new("/sys/kernel/mm/ksm/run")) == Some(1),
+        shares_cores: number(Path::new("/sys/devices/system/cpu/smt/active")) == Some(1),
+        swaps: meminfo(&meminfo_text, "SwapTotal").is_some_and(|total| total.0 > 0),
+    }
+}
+
 fn tun() -> Device {
     match std::fs::File::options().read(true).write(true).open(TUN) {
         Ok(_) => Device::Usable,
@@ -241,7 +305,7 @@ fn disk(state: &Path) -> Result<Disk, String> {
 
 /// Tells whether systemd ends what a session started when it ends. Root is excluded by default.
 fn ends_at_logout() -> bool {
-    if rustix::process::getuid().is_root() || !Path::new("/run/systemd/system").exists() {
+    if rustix::process::getuid().is_root() || !Path::new(SYSTEMD).exists() {
         return false;
     }
     let mut files = Vec::new();
@@ -269,7 +333,15 @@ fn kills(text: &str, user: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{kills, resolvers};
+    use super::{Mebibytes, kills, meminfo, resolvers};
+
+    #[test]
+    fn memory_is_read_in_mebibytes() {
+        let text = "MemTotal:       24683436 kB\nMemFree: 1 kB\nMemAvailable:   17000000 kB\n";
+        assert_eq!(meminfo(text, "MemAvailable"), Some(Mebibytes(16601)));
+        assert_eq!(meminfo(text, "Mem"), None);
+        assert_eq!(meminfo("MemAvailable: none", "MemAvailable"), None);
+    }
 
     #[test]
     fn resolvers_are_read_from_the_file() {

@@ -1,7 +1,7 @@
 //! What crashes left in the owner's directories and nothing refers to any more.
 
 use crate::daemon::Daemon;
-use crate::{programs, template, vmsock};
+use crate::{cgroup, programs, template, vmsock};
 use anyhow::Context as _;
 use rustix::fs::FlockOperation;
 use std::path::{Path, PathBuf};
@@ -73,6 +73,7 @@ pub(crate) async fn remove(path: &Path) -> anyhow::Result<()> {
     let removed = if is_dir {
         for dir in [path.to_owned(), path.join("build")] {
             vmsock::end(&dir).await.context("end what a crash left")?;
+            cgroup::remove_of(&dir).await;
         }
         std::fs::remove_dir_all(path)
     } else {

@@ -2,9 +2,11 @@
 
 use super::checks::ALL;
 use super::distribution::Distribution;
-use super::facts::{Device, Disk, Facts, Pasta, Program, Restriction, Route};
+use super::facts::{Device, Disk, Facts, Memory, Neighbours, Pasta, Program, Restriction, Route};
+use crate::cgroup::Base;
 use crate::kvm::{Kvm, Refusal};
 use banger_wire::daemon::Verdict;
+use banger_wire::size::Mebibytes;
 use std::path::PathBuf;
 
 /// A machine with nothing to complain of but what banger lacks itself.
@@ -25,6 +27,9 @@ fn healthy() -> Facts {
         restriction: Restriction::None,
         namespace_limits: [("max_user_namespaces".to_owned(), 30_000)].into(),
         confinement: (true, "Landlock 6, seccomp; memory and files of a VMM are limited".to_owned()),
+        cgroup: Ok(Base { dir: "/sys/fs/cgroup/a.scope".into(), cpu: true }),
+        memory: Memory { available: Some(Mebibytes(12_000)), of_vm: Mebibytes(2048) },
+        neighbours: Neighbours { shares_cores: true, swaps: true, ..Neighbours::default() },
         tun: Device::Usable,
         pasta: Some(Pasta { path: "/usr/bin/pasta".into(), version: "pasta 1".to_owned(), is_usable: true }),
         nft: Some(Ok("/usr/sbin/nft".into())),
@@ -44,6 +49,7 @@ fn healthy() -> Facts {
         }),
         open_files: (1024, 1 << 20),
         processes: 30_000,
+        is_systemd: true,
         ends_at_logout: false,
         leftovers: Ok(Vec::new()),
     }
@@ -70,7 +76,7 @@ type Break = fn(&mut Facts);
 
 #[test]
 fn each_problem_with_the_command_that_mends_it() {
-    let problems: [(&str, Break); 37] = [
+    let problems: [(&str, Break); 42] = [
         ("another processor", |facts| facts.arch = "riscv64".to_owned()),
         ("a config with a mistake", |facts| {
             facts.config = Err("the config `~/config.toml` can't be used: line 1".to_owned());
@@ -116,6 +122,18 @@ fn each_problem_with_the_command_that_mends_it() {
         ("no Landlock", |facts| {
             facts.confinement = (false, "this kernel has no Landlock".to_owned());
         }),
+        ("no control group to give", |facts| {
+            facts.cgroup = Err("`/sys/fs/cgroup/a.scope` is not this user's".to_owned());
+        }),
+        ("no control groups, for root", |facts| {
+            facts.user = "root".to_owned();
+            facts.cgroup = Err("control groups of version 2 are not mounted".to_owned());
+        }),
+        ("merged pages", |facts| facts.neighbours.merges_pages = true),
+        ("open flaws", |facts| {
+            facts.neighbours.flaws = ["mds", "spectre_v2"].map(str::to_owned).to_vec();
+        }),
+        ("little memory", |facts| facts.memory.available = Some(Mebibytes(2500))),
         ("few namespaces", |facts| {
             facts.namespace_limits.insert("max_net_namespaces".to_owned(), 10);
         }),

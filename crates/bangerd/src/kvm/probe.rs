@@ -44,6 +44,8 @@ pub(super) enum Outcome {
 
 /// The process.
 pub(crate) fn main() -> anyhow::Result<()> {
+    // A guest that hangs must not outlive a daemon that is not there any more to end it.
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
     if let Err(error) = std::fs::File::options().read(true).write(true).open(DEVICE) {
         const NO_DEVICE: [i32; 2] =
             [rustix::io::Errno::NODEV.raw_os_error(), rustix::io::Errno::NXIO.raw_os_error()];

@@ -44,6 +44,10 @@ pub(crate) fn run(dir: &Path) -> anyhow::Result<()> {
     let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let disk = rustix::fs::open(dir.join(DISK_FILE), flags, Mode::empty()).context("open the vm's disk")?;
     lock(&disk).context("lock the vm's disk: another supervisor runs this vm")?;
+    if let Some(dir) = &plan.cgroup {
+        // First of all, so that everything of the vm is in it, and nothing of it sees it.
+        crate::cgroup::join(dir).with_context(|| format!("enter the control group `{}`", dir.display()))?;
+    }
     let namespaces = UnshareFlags::NEWUSER
         | UnshareFlags::NEWNS
         | UnshareFlags::NEWPID

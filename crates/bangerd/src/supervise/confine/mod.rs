@@ -7,7 +7,8 @@
 //! A step between fork and exec, and not a program that confines itself and then becomes the VMM: everything that
 //! needs memory or time is done before, and a second `exec` of this large program would cost more than all of it.
 //!
-//! There are no cgroups here: they need a part of the tree that the owner was given.
+//! Control groups are not made here: they need a part of the tree that the owner was given, which the daemon looks for
+//! (`cgroup`).
 
 pub(crate) mod grants;
 mod syscalls;

@@ -10,8 +10,8 @@
 
 use crate::daemon::{Daemon, net_mode};
 use crate::net::NetPlan;
-use crate::plan::{Inputs, plan};
-use crate::pull::{ROOTFS_FILE, entropy};
+use crate::plan::{Boot, Inputs, MODULES_FILE, plan};
+use crate::pull::entropy;
 use crate::store::VmRow;
 use crate::{initramfs, vmsock};
 use anyhow::{Context as _, bail};
@@ -32,7 +32,7 @@ type Phases = watch::Receiver<Option<VmStatus>>;
 
 impl Daemon {
     /// Waits until nobody else starts, stops or removes this vm.
-    async fn alone(&self, row: &VmRow) -> tokio::sync::OwnedMutexGuard<()> {
+    pub(crate) async fn alone(&self, row: &VmRow) -> tokio::sync::OwnedMutexGuard<()> {
         let lock = {
             let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
             // Nobody waits for one that is not shared.
@@ -80,7 +80,10 @@ impl Daemon {
             let _ = events.send(Event::Warning { text });
         }
         let view = self.view(&self.row(row.id.as_str())?);
+        let image = self.find_image(&row.image)?.filter(|image| image.init.is_none());
+        let command = image.map(|image| [image.config.entrypoint, image.config.cmd].concat());
         Ok(StartedVm {
+            command: command.unwrap_or_default(),
             socket: view.socket.clone(),
             vm: view,
             timings: status.map(|status| status.timings).unwrap_or_default(),
@@ -101,19 +104,27 @@ impl Daemon {
         let kernel = self.paths.kernel(&row.kernel);
         let spec: VmSpec = serde_json::from_str(&row.spec).context("understand the stored request")?;
         let image = self.find_image(&row.image)?.context("the vm's image is gone")?;
+        let image_dir = self.paths.image(&row.image);
+        let initramfs = if image.initrd {
+            initramfs::ensure_appended(&image_dir, &kernel)?
+        } else {
+            initramfs::ensure(&kernel, &image.filesystem)?
+        };
         let plan = plan(Inputs {
             row: &row,
             spec: &spec,
             config: &image.config,
             dir,
-            image: self.paths.image(&row.image).join(ROOTFS_FILE),
-            initramfs: initramfs::ensure(&kernel)?,
+            image: image_dir.join(image.rootfs_file()),
+            filesystem: image.filesystem.clone(),
+            modules: kernel.join(MODULES_FILE).exists(),
+            initramfs,
             kernel,
             program: self.qemu()?,
             entropy: entropy()?,
             tsc_khz: self.tsc_khz().await,
             net: NetPlan::find(net_mode(&spec)),
-            build: false,
+            boot: if image.initrd { Boot::Handover } else { Boot::Image },
         });
         self.store.set_state(&row.id, VmState::Starting, None)?;
         match vmsock::start(&plan).await {

@@ -3,6 +3,8 @@
 mod config;
 mod daemon;
 mod doctor;
+mod export;
+mod files;
 mod initramfs;
 mod lifecycle;
 mod load;
@@ -11,10 +13,12 @@ mod paths;
 mod plan;
 mod programs;
 mod pull;
+mod register;
 mod serve;
 mod setup;
 mod store;
 mod supervise;
+mod verify;
 mod vmsock;
 
 use std::path::Path;

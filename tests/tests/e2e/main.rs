@@ -3,6 +3,7 @@
 
 mod daemon;
 mod errors;
+mod files;
 mod images;
 mod lifecycle;
 mod run;

@@ -7,6 +7,9 @@ use std::process::{Command, Stdio};
 /// The image most end-to-end tests use.
 const IMAGE: &str = "debian-bookworm-slim";
 
+/// How long each decoder is given damaged input.
+const FUZZ_SECONDS: &str = "10";
+
 /// Runs all checks and prints what was skipped.
 pub(crate) fn run() -> anyhow::Result<()> {
     step("formatting", &["fmt", "--all", "--check"])?;
@@ -33,6 +36,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
         // A vm keeps a processor busy while it boots; more at once only wait for each other.
         .args(["--test-threads", &std::thread::available_parallelism().map_or(2, |n| n.get()).to_string()])
         .env("BANGER_TEST_STORE", store.path())
+        .env("BANGER_FUZZ_SECONDS", FUZZ_SECONDS)
         .stderr(Stdio::inherit())
         .output()
         .context("start cargo test")?;

@@ -337,7 +337,7 @@ fn parse_state(text: &str) -> anyhow::Result<VmState> {
 
 #[cfg(test)]
 mod tests {
-    use super::Store;
+    use super::{KernelRow, Store};
 
     #[test]
     fn an_image_of_the_first_schema_is_kept() {
@@ -351,6 +351,25 @@ mod tests {
         let rows = Store::open(&path).unwrap().images().unwrap();
         assert_eq!((rows[0].rootfs_file().as_str(), rows[0].sha256.as_str()), ("rootfs.ext4", ""));
         assert_eq!((rows[0].kernel.as_deref(), rows[0].blobs.len(), rows[0].initrd), (None, 0, false));
+    }
+
+    #[test]
+    fn a_kernel_in_use_is_replaced_and_not_deleted() {
+        let store = Store::open(std::path::Path::new(":memory:")).unwrap();
+        let kernel = |version: &str| KernelRow {
+            name: "k".to_owned(),
+            release: version.to_owned(),
+            version: version.to_owned(),
+            arch: "amd64".to_owned(),
+            created: 0,
+        };
+        store.insert_kernel(&kernel("1")).unwrap();
+        let insert = "INSERT INTO image (name, source, digest, arch, created, size_bytes, config, kernel)
+                      VALUES ('i', '', '', '', 0, 0, '{}', 'k')";
+        store.lock().execute(insert, []).unwrap();
+        store.insert_kernel(&kernel("2")).unwrap();
+        assert_eq!(store.kernels().unwrap()[0].version, "2");
+        assert!(store.delete_kernel("k").is_err(), "an image boots with it");
     }
 
     #[test]

@@ -334,6 +334,11 @@ fn a_daemon_killed_at_any_point_of_a_pull_leaves_a_store_that_verifies() {
         let output = pull(&layouts[(round as usize + 1) % 2]);
         let _ = killer.join().unwrap();
         killed += u32::from(!output.status.success());
+        // A process that is dying may still take a connection.
+        crate::support::wait_for("another daemon answers", || {
+            let output = owner.banger(["image", "list"]).output().unwrap();
+            if output.status.success() { Ok(()) } else { Err(show(&output)) }
+        });
         let verified = owner.ok(["image", "verify"]);
         assert!(verified.contains("ok   image victim: ext4, sha256 "), "{verified}");
         assert!(verified.contains("ok   directories: nothing is left over"), "{verified}");

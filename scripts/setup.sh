@@ -23,6 +23,10 @@ if [ "$what" = test ]; then
     need docker-registry docker-registry
     need skopeo skopeo
     need umoci umoci
+    need buildah buildah
+    need cpio cpio
+    need mksquashfs squashfs-tools
+    need mkfs.erofs erofs-utils
     need mmdebstrap mmdebstrap
 fi
 command -v cargo >/dev/null 2>&1 || {

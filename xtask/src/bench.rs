@@ -187,7 +187,7 @@ fn milliseconds(times: &[Duration]) -> Vec<f64> {
 }
 
 /// Minimum, median and maximum.
-fn spread(values: &[f64], unit: &str) -> String {
+pub(crate) fn spread(values: &[f64], unit: &str) -> String {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     match (sorted.first(), sorted.get(sorted.len() / 2), sorted.last()) {

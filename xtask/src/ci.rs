@@ -17,6 +17,9 @@ const OTHER_WITH_C: [&str; 2] = ["banger-image", "bangerd"];
 /// The image most end-to-end tests use.
 const IMAGE: &str = "debian-bookworm-slim";
 
+/// How long each decoder is given damaged input.
+const FUZZ_SECONDS: &str = "10";
+
 /// Runs all checks and prints what was skipped.
 pub(crate) fn run() -> anyhow::Result<()> {
     step("formatting", &["fmt", "--all", "--check"])?;
@@ -49,6 +52,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
         .env("BANGER_TEST_STORE", store.path())
         // Some of what a run of tests has in common is there to its end, and nobody's to remove.
         .env("TMPDIR", scratch.path())
+        .env("BANGER_FUZZ_SECONDS", FUZZ_SECONDS)
         .stderr(Stdio::inherit())
         .output()
         .context("start cargo test")?;

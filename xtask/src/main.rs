@@ -5,6 +5,7 @@
 mod bench;
 mod ci;
 mod programs;
+mod pull;
 
 use anyhow::bail;
 
@@ -15,6 +16,8 @@ fn main() -> anyhow::Result<()> {
         ["bench", "run"] => bench::run(),
         ["bench", "boots"] => bench::boots(200),
         ["bench", "boots", count] => bench::boots(count.parse()?),
-        _ => bail!("usage: cargo xtask ci | bench run | bench boots [COUNT]"),
+        ["bench", "pull"] => pull::run(programs::Profile::Release),
+        ["bench", "pull", "dev"] => pull::run(programs::Profile::Dev),
+        _ => bail!("usage: cargo xtask ci | bench run | bench boots [COUNT] | bench pull [dev]"),
     }
 }

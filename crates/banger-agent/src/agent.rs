@@ -52,9 +52,10 @@ fn run(open: impl FnOnce() -> io::Result<Port>, in_guest: bool) -> io::Result<()
         }
         let disk = in_guest.then(|| config.drives.disk.clone());
         // What has to be whole at the end: the vm's disk, or the image it finishes.
-        let written =
-            if config.init == InitMode::Build { Some(config.drives.image.clone()) } else { disk.clone() };
-        let defaults = Defaults { env: config.env, workdir: config.workdir, user: config.user, disk };
+        let image_is_written = matches!(config.init, InitMode::Build | InitMode::Handover);
+        let written = if image_is_written { Some(config.drives.image.clone()) } else { disk.clone() };
+        let image = in_guest.then(|| (config.drives.image.clone(), config.drives.image_fs.clone()));
+        let defaults = Defaults { env: config.env, workdir: config.workdir, user: config.user, disk, image };
         link::serve(&mut incoming, &out, &defaults, &mut Local { in_guest, written }).await
     })
 }
@@ -114,6 +115,9 @@ fn hello() -> io::Result<Hello> {
 
 /// Assembles the root, lets process 1 take it over, and follows it there. Returns where an init that reports does so.
 fn become_vm(config: &GuestConfig) -> Result<Option<Readiness>, Failure> {
+    if config.init == InitMode::Handover {
+        return guest::configure_handover(config).map(|()| None);
+    }
     let init = guest::configure(config)?;
     let enter = || -> io::Result<Option<Readiness>> {
         // Opened before process 1 moves it: the move changes the name, not what this names.

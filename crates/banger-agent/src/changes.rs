@@ -1,4 +1,4 @@
-//! What a vm changed on its image, as one OCI layer.
+//! What a vm changed on its image, as one OCI layer; or the whole of what it shows, or of its image.
 //!
 //! The changes are the overlay's upper directory, read behind the overlay's back: only there can a deleted name be
 //! told from one that never was. What overlayfs says with devices and attributes, a layer says with names:
@@ -61,33 +61,54 @@ pub(crate) struct ExportError {
 pub(crate) fn export(device: &str, out: impl Write) -> Result<(), ExportError> {
     rustix::fs::sync();
     let at_disk = |source: io::Error| ExportError { path: device.into(), source };
-    let disk = mount_aside(device).map_err(at_disk)?;
-    // A copy of the root's mount alone: without what is mounted on it.
-    let flags =
-        rustix::mount::OpenTreeFlags::OPEN_TREE_CLONE | rustix::mount::OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    let merged =
-        rustix::mount::open_tree(rustix::fs::CWD, "/", flags).map_err(|error| at_disk(error.into()))?;
-    // Detached mounts have no path of their own, but one by way of the descriptor.
-    let by_descriptor =
-        |fd: &std::os::fd::OwnedFd| PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()));
-    let mut layer = Layer {
-        upper: by_descriptor(&disk).join("upper"),
-        merged: by_descriptor(&merged),
-        overlay_attributes: b"trusted.overlay.",
-        release: rustix::system::uname().release().to_bytes().to_vec(),
-        links: HashMap::new(),
-        out: io::BufWriter::with_capacity(64 * 1024, out),
-    };
+    let disk = mount_aside(device, "ext4", false).map_err(at_disk)?;
+    let merged = root_alone().map_err(at_disk)?;
+    let mut layer = Layer::new(by_descriptor(&disk).join("upper"), by_descriptor(&merged), out);
     layer.write()
 }
 
-/// Mounts the disk a second time, where no path leads: the first mount is hidden behind the overlay.
-fn mount_aside(device: &str) -> io::Result<std::os::fd::OwnedFd> {
+/// Writes everything the running vm shows, without what is mounted on it.
+pub(crate) fn export_merged(out: impl Write) -> Result<(), ExportError> {
+    let merged = root_alone().map_err(at(Path::new("")))?;
+    Layer::new(PathBuf::new(), by_descriptor(&merged), out).write_tree()
+}
+
+/// Writes everything of the image on `device`, a filesystem of this kind.
+pub(crate) fn export_image(device: &str, kind: &str, out: impl Write) -> Result<(), ExportError> {
+    let at_device = |source: io::Error| ExportError { path: device.into(), source };
+    let image = mount_aside(device, kind, true).map_err(at_device)?;
+    let mut layer = Layer::new(PathBuf::new(), by_descriptor(&image), out);
+    layer.is_whole = true;
+    layer.write_tree()
+}
+
+/// A copy of the root's mount alone: without what is mounted on it.
+fn root_alone() -> io::Result<std::os::fd::OwnedFd> {
+    let flags =
+        rustix::mount::OpenTreeFlags::OPEN_TREE_CLONE | rustix::mount::OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    Ok(rustix::mount::open_tree(rustix::fs::CWD, "/", flags)?)
+}
+
+/// Detached mounts have no path of their own, but one by way of the descriptor.
+fn by_descriptor(fd: &std::os::fd::OwnedFd) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()))
+}
+
+/// Mounts a drive a second time, where no path leads: the first mount is hidden behind the overlay.
+fn mount_aside(device: &str, kind: &str, is_image: bool) -> io::Result<std::os::fd::OwnedFd> {
     use rustix::mount::{
-        FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen,
+        FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string,
+        fsmount, fsopen,
     };
-    let context = fsopen("ext4", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_set_string(&context, "source", device)?;
+    if is_image {
+        // As the first mount of it: one filesystem can't be both.
+        fsconfig_set_flag(&context, "ro")?;
+        if kind == "ext4" {
+            fsconfig_set_flag(&context, "noload")?;
+        }
+    }
     fsconfig_create(&context)?;
     let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY | MountAttrFlags::MOUNT_ATTR_NOATIME;
     Ok(fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?)
@@ -110,10 +131,35 @@ struct Layer<'a, W: Write> {
     release: Vec<u8>,
     /// Files with several names: where the first was written.
     links: HashMap<(bool, u64, u64), Vec<u8>>,
+    /// Nothing is this vm's own, so nothing is left out.
+    is_whole: bool,
     out: io::BufWriter<W>,
 }
 
 impl<W: Write> Layer<'_, W> {
+    fn new(upper: PathBuf, merged: PathBuf, out: W) -> Self {
+        Self {
+            upper,
+            merged,
+            overlay_attributes: b"trusted.overlay.",
+            release: rustix::system::uname().release().to_bytes().to_vec(),
+            links: HashMap::new(),
+            is_whole: false,
+            out: io::BufWriter::with_capacity(64 * 1024, out),
+        }
+    }
+
+    /// Writes the merged tree, and its root first.
+    fn write_tree(&mut self) -> Result<(), ExportError> {
+        let root = Path::new("");
+        let real = self.merged.join(".");
+        let metadata = std::fs::metadata(&real).map_err(at(root))?;
+        let xattrs = self.xattrs(&real).map_err(at(root))?;
+        self.header(Path::new("."), &metadata, Kind::Directory, xattrs)?;
+        self.directory(root, Source::Merged)?;
+        self.out.write_all(&END).and_then(|()| self.out.flush()).map_err(at(root))
+    }
+
     fn write(&mut self) -> Result<(), ExportError> {
         self.directory(Path::new(""), Source::Upper)?;
         self.out.write_all(&END).and_then(|()| self.out.flush()).map_err(at(Path::new("")))
@@ -137,6 +183,9 @@ impl<W: Write> Layer<'_, W> {
     }
 
     fn is_left_out(&self, path: &Path, source: Source) -> bool {
+        if self.is_whole {
+            return false;
+        }
         if LEFT_OUT.iter().any(|left_out| Path::new(left_out) == path) {
             return true;
         }
@@ -312,6 +361,7 @@ mod tests {
             overlay_attributes: b"user.overlay.",
             release: b"6.0".to_vec(),
             links: std::collections::HashMap::new(),
+            is_whole: false,
             out: std::io::BufWriter::new(&mut bytes),
         };
         layer.write().unwrap();

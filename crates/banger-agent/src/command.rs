@@ -23,6 +23,8 @@ pub(crate) struct Defaults {
     pub(crate) user: Option<String>,
     /// The device that holds the vm's changes; none where this is no vm.
     pub(crate) disk: Option<String>,
+    /// The device that holds its image, and the filesystem's type.
+    pub(crate) image: Option<(String, String)>,
 }
 
 /// A command and who it runs as; the caller adds streams and starts it.

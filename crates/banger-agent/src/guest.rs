@@ -96,6 +96,22 @@ pub(crate) fn configure(config: &GuestConfig) -> Result<Option<Init>, Failure> {
     Ok(init)
 }
 
+/// Gives a machine with an initrd of the image's own its identity, and follows process 1 to its root filesystem.
+pub(crate) fn configure_handover(config: &GuestConfig) -> Result<(), Failure> {
+    at("set clock", set_clock(config.unix_ns))?;
+    at("seed random numbers", std::fs::write("/dev/urandom", &config.entropy.0))?;
+    at("set hostname", rustix::system::sethostname(config.hostname.as_bytes()))?;
+    if let Some(network) = &config.network {
+        at("configure network", configure_network(network))?;
+    }
+    at("follow the image's initrd", crate::handover::follow())?;
+    // The image may have other ideas, such as a root filesystem that is read-only at first.
+    if let Err(error) = write_identity(Path::new("/"), config) {
+        crate::init::log(&format!("write identity: {error}, ignoring"));
+    }
+    Ok(())
+}
+
 /// Steps the clock to the host's time.
 pub(crate) fn set_clock(unix_ns: u64) -> io::Result<()> {
     let to = rustix::time::Timespec {
@@ -126,7 +142,7 @@ fn mount_root(drives: &GuestDrives, init: &InitMode) -> Result<(), Failure> {
     // init the changes are exported as a layer, which has no way to say "renamed".
     let features = match init {
         InitMode::Auto => c"redirect_dir=on,index=on,xino=on",
-        InitMode::AgentOnly | InitMode::Build => c"redirect_dir=off,index=off,metacopy=off",
+        _ => c"redirect_dir=off,index=off,metacopy=off",
     };
     let options =
         format!("lowerdir={IMAGE},upperdir={DISK}/upper,workdir={DISK}/work,{}", features.to_string_lossy());

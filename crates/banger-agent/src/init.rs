@@ -20,6 +20,12 @@ pub(crate) const AGENT_NAME: &str = "@banger-agent";
 pub(crate) const NEW_ROOT: &str = "/new";
 /// The order to stay process 1 and reap.
 const STAY: &str = "stay";
+/// The order to become the `/init` of the image's own initrd.
+pub(crate) const HANDOVER: &str = "hand over";
+/// This program and its modules in an initramfs of ours.
+const OWN: (&str, &str) = ("/init", "/modules");
+/// The same where the image brings an initrd with an `/init`, to which ours was appended.
+pub(crate) const APPENDED: (&str, &str) = ("/banger/init", "/banger/modules");
 
 /// Writes a line to the console, by way of the kernel's log where possible.
 pub(crate) fn log(line: &str) {
@@ -34,11 +40,12 @@ pub(crate) fn log(line: &str) {
 }
 
 /// Runs as process 1. Returns only when there is nothing left to be.
-pub(crate) fn run() -> io::Result<()> {
+pub(crate) fn run(is_appended: bool) -> io::Result<()> {
+    let (program, modules) = if is_appended { APPENDED } else { OWN };
     mount_kernel_filesystems()?;
-    load_modules(Path::new("/modules"))?;
+    load_modules(Path::new(modules))?;
     let (mut ours, theirs) = UnixStream::pair()?;
-    let mut agent = banger_sys::child::command("/init".as_ref());
+    let mut agent = banger_sys::child::command(program.as_ref());
     agent.arg0(AGENT_NAME).stdin(Stdio::from(OwnedFd::from(theirs)));
     let _agent = agent.spawn()?;
     drop(agent);
@@ -48,6 +55,13 @@ pub(crate) fn run() -> io::Result<()> {
     let order = order.trim_end();
     if order.is_empty() {
         return Err(io::Error::other("the agent ended before the root was ready"));
+    }
+    if order == HANDOVER {
+        // It mounts these itself; the agent has open what it needs of them.
+        for place in ["/sys", "/proc", "/dev"] {
+            rustix::mount::unmount(place, rustix::mount::UnmountFlags::DETACH)?;
+        }
+        return Err(banger_sys::child::command("/init".as_ref()).exec());
     }
     enter(NEW_ROOT)?;
     if order != STAY {
@@ -60,8 +74,12 @@ pub(crate) fn run() -> io::Result<()> {
 
 /// Tells process 1 what to become; none is to stay. Called by the agent, once.
 pub(crate) fn give_order(init: Option<&Path>) -> io::Result<()> {
+    send_order(init.and_then(Path::to_str).unwrap_or(STAY))
+}
+
+/// Sends process 1 its one order.
+pub(crate) fn send_order(order: &str) -> io::Result<()> {
     let channel = io::stdin();
-    let order = init.and_then(Path::to_str).unwrap_or(STAY);
     rustix::io::write(channel.as_fd(), order.as_bytes())?;
     rustix::net::shutdown(channel.as_fd(), rustix::net::Shutdown::Both)?;
     Ok(())

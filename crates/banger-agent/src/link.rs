@@ -1,9 +1,10 @@
 //! The conversation with the host: greeting, control messages, and the dispatch of session frames.
 
+use crate::changes;
 use crate::command::Defaults;
 use crate::session;
 use banger_wire::frame::{DATA_LEN_MAX, Decoder, Frame, FrameError, HEADER_LEN, Kind, MESSAGE_LEN_MAX};
-use banger_wire::guest::{GuestMessage, HostMessage, SessionKind};
+use banger_wire::guest::{GuestMessage, HostMessage, SessionKind, TreeKind};
 use banger_wire::stream::FrameWriter;
 use std::collections::HashMap;
 use tokio::io::AsyncReadExt as _;
@@ -136,7 +137,19 @@ fn open_session(
         }
         SessionKind::ExportChanges => {
             let device = defaults.disk.clone();
-            tokio::task::spawn_local(session::export_changes(session, device, queue, out.clone()));
+            let walk = device.map(|device| move |out| changes::export(&device, out));
+            tokio::task::spawn_local(session::export(session, walk, queue, out.clone()));
+        }
+        SessionKind::ExportTree(TreeKind::Merged) => {
+            let walk = defaults.disk.is_some().then_some(changes::export_merged);
+            tokio::task::spawn_local(session::export(session, walk, queue, out.clone()));
+        }
+        SessionKind::ExportTree(TreeKind::Image) => {
+            let walk = defaults
+                .image
+                .clone()
+                .map(|(device, kind)| move |out| changes::export_image(&device, &kind, out));
+            tokio::task::spawn_local(session::export(session, walk, queue, out.clone()));
         }
     }
 }

@@ -13,6 +13,7 @@ mod changes;
 mod command;
 mod devices;
 mod guest;
+mod handover;
 mod init;
 mod link;
 mod port;
@@ -31,7 +32,7 @@ fn main() -> ExitCode {
         (Some(init::AGENT_NAME), _) => agent::run_in_guest(),
         (_, Some("--socket")) => agent::run_on_socket(&args.next().unwrap_or_default()),
         (Some(shutdown::NAME), Some(how)) if std::process::id() == 1 => shutdown::run(how),
-        _ if std::process::id() == 1 => init::run(),
+        (Some(name), _) if std::process::id() == 1 => init::run(name == init::APPENDED.0),
         _ => {
             Err(std::io::Error::other("this is the first process of a banger vm; it does nothing elsewhere"))
         }

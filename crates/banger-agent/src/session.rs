@@ -4,7 +4,7 @@
 //! piles up in the guest. Input is acknowledged once the program has taken it. `Exited` follows the last byte of
 //! output; a process left in the background that keeps the pipes open is waited for only while it still writes.
 
-use crate::changes::{self, ExportError};
+use crate::changes::ExportError;
 use crate::command::{Defaults, Prepared, prepare};
 use banger_sys::child;
 use banger_wire::error::{ErrorCode, WireError};
@@ -86,26 +86,28 @@ pub(crate) async fn run(
     let _ = out.send(Frame::close(session)).await;
 }
 
-/// Sends what the vm changed as a layer; see [`changes`].
-pub(crate) async fn export_changes(
+/// Sends what `walk` writes as a layer; see [`changes`](crate::changes). None is a program that is in no vm.
+pub(crate) async fn export<W>(
     session: u32,
-    device: Option<String>,
+    walk: Option<W>,
     mut inbox: mpsc::UnboundedReceiver<Frame>,
     out: mpsc::Sender<Frame>,
-) {
+) where
+    W: FnOnce(std::fs::File) -> Result<(), ExportError> + Send + 'static,
+{
     let failed = |message: String, causes: Vec<String>| {
         SessionEvent::Failed(WireError { causes, ..WireError::new(ErrorCode::Failed, message) })
     };
-    let event = match device {
-        None => failed("there is no vm here whose changes could be exported".to_owned(), Vec::new()),
-        Some(device) => match pump_layer(session, device, &mut inbox, &out).await {
+    let event = match walk {
+        None => failed("there is no vm here that could be exported".to_owned(), Vec::new()),
+        Some(walk) => match pump_layer(session, walk, &mut inbox, &out).await {
             Ok(Some(Ok(()))) => SessionEvent::Exited(ExitStatus::Code(0)),
             Ok(Some(Err(ExportError { path, source }))) => {
                 let path = path.display().to_string();
                 failed(format!("could not export `{}`", path.escape_debug()), vec![source.to_string()])
             }
             Ok(None) => return,
-            Err(error) => failed("could not export the vm's changes".to_owned(), vec![error.to_string()]),
+            Err(error) => failed("could not export the vm".to_owned(), vec![error.to_string()]),
         },
     };
     send_event(&out, session, &event).await;
@@ -114,16 +116,19 @@ pub(crate) async fn export_changes(
 
 /// Reads the layer on a thread of its own, since files block, and passes it on at the host's pace. None when the
 /// host closed the session: the pipe's closed end then ends the thread.
-async fn pump_layer(
+async fn pump_layer<W>(
     session: u32,
-    device: String,
+    walk: W,
     inbox: &mut mpsc::UnboundedReceiver<Frame>,
     out: &mpsc::Sender<Frame>,
-) -> std::io::Result<Option<Result<(), ExportError>>> {
+) -> std::io::Result<Option<Result<(), ExportError>>>
+where
+    W: FnOnce(std::fs::File) -> Result<(), ExportError> + Send + 'static,
+{
     let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
     let _ = rustix::pipe::fcntl_setpipe_size(&reader, PIPE_LEN);
     let reader = tokio::net::unix::pipe::Receiver::from_owned_fd(reader)?;
-    let walk = tokio::task::spawn_blocking(move || changes::export(&device, std::fs::File::from(writer)));
+    let walk = tokio::task::spawn_blocking(move || walk(std::fs::File::from(writer)));
     let output = Output::new();
     let pump = pump_output(session, STDOUT, Box::new(reader), Rc::clone(&output), out.clone());
     tokio::pin!(pump);

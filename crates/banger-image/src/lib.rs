@@ -5,6 +5,7 @@
 
 pub mod debian;
 pub mod ext4;
+pub mod filesystem;
 pub mod firecracker;
 pub mod kernel;
 pub mod oci;

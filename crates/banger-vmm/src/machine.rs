@@ -16,6 +16,17 @@ pub enum Driver {
     Firecracker,
 }
 
+impl Driver {
+    /// Returns its name: the VMM's, in lower case.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Qemu => "qemu",
+            Self::Firecracker => "firecracker",
+        }
+    }
+}
+
 /// A machine with every decision made. Paths are as the VMM's process will see them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MachinePlan {

@@ -91,9 +91,41 @@ pub enum Request {
         reference: String,
         /// The name in the store; made from the reference when absent.
         name: Option<ImageName>,
-        /// The kernel of the vm that finishes an image made of packages; the default one when absent.
+        /// The kernel its vms boot with, also the one that finishes an image made of packages; the default one when absent.
         kernel: Option<KernelName>,
+        /// Operating system and processor, such as `linux/amd64`; this machine's when absent.
+        platform: Option<String>,
     },
+    /// Makes an image of files of this machine; ends with `Outcome::Image`.
+    ImageRegister(Box<ImageFiles>),
+    /// Writes an image as one layer. Without a directory an archive follows as data on channel 1.
+    ImageExport {
+        /// Its name, or the reference it was pulled by.
+        image: String,
+        /// The absolute path of a new directory, which gets an OCI layout.
+        layout: Option<String>,
+    },
+    /// Makes an image of a stopped vm; ends with `Outcome::Image`.
+    ImageCommit {
+        /// Name, id or unique id prefix.
+        vm: String,
+        /// The name in the store.
+        name: ImageName,
+    },
+    /// Compares what is in the store with what was written down about it; ends with `Outcome::Verified`.
+    ImageVerify {
+        /// Only this image and its kernel; everything when absent.
+        image: Option<String>,
+    },
+    /// Removes downloads that nothing in the store was made of; ends with `Outcome::CachePruned`.
+    ImageCachePrune {
+        /// Only say what would go.
+        dry_run: bool,
+        /// Everything, also what a pull of a newer version would need again.
+        all: bool,
+    },
+    /// Lists images that can be pulled by name; ends with `Outcome::Available`.
+    ImageAvailable,
     /// Loads the images of an archive, which follows as data on channel 1; ends with `Outcome::Images`.
     ImageLoad {
         /// What the archive is called, for messages and as the source of an image without a name.
@@ -121,7 +153,13 @@ pub enum Request {
     KernelPull {
         /// Catalog name.
         name: KernelName,
+        /// Replaces an older version of it.
+        upgrade: bool,
     },
+    /// Makes a kernel of files of this machine; ends with `Outcome::Kernel`.
+    KernelImport(Box<KernelFiles>),
+    /// Lists kernels that can be pulled; ends with `Outcome::Available`.
+    KernelAvailable,
     /// Lists kernels; ends with `Outcome::Kernels`.
     KernelList,
     /// Shows a kernel; ends with `Outcome::Kernel`.
@@ -150,6 +188,38 @@ pub enum Request {
     DaemonStatus,
     /// Ends the daemon; vms go on.
     DaemonStop,
+}
+
+/// Files that become an image. Paths are absolute.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageFiles {
+    /// The name in the store.
+    pub name: ImageName,
+    /// An ext4, erofs or squashfs filesystem.
+    pub rootfs: String,
+    /// A kernel of the store or the catalog; the default one when this and `kernel` are absent.
+    pub kernel_ref: Option<KernelName>,
+    /// A vmlinux or bzImage.
+    pub kernel: Option<String>,
+    /// What the image boots with by itself.
+    pub initrd: Option<String>,
+    /// Modules of `kernel`.
+    pub modules: Option<String>,
+}
+
+/// Files that become a kernel. Paths are absolute.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KernelFiles {
+    /// The name in the store.
+    pub name: KernelName,
+    /// A directory with a kernel in it, such as `/boot`.
+    pub from: Option<String>,
+    /// Which of several kernels in it.
+    pub release: Option<String>,
+    /// A vmlinux or bzImage.
+    pub vmlinux: Option<String>,
+    /// Its modules; looked for beside `from` when absent.
+    pub modules: Option<String>,
 }
 
 /// What a user asked a vm to be. Absent values take the defaults.
@@ -300,10 +370,38 @@ pub enum Outcome {
     Kernel(KernelView),
     /// All kernels.
     Kernels(Vec<KernelView>),
+    /// What could be pulled.
+    Available(Vec<Available>),
+    /// What was looked at in the store.
+    Verified(Vec<Check>),
+    /// What was, or would be, removed of the cache.
+    CachePruned(CachePruned),
     /// The daemon.
     Daemon(DaemonView),
     /// What there is and what was fetched.
     Setup(Vec<SetupItem>),
+}
+
+/// Something that can be pulled by name; also the shape of `--json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Available {
+    /// Its name.
+    pub name: String,
+    /// What it is.
+    pub what: String,
+    /// Whether the store has it.
+    pub present: bool,
+}
+
+/// What `image cache prune` did; also the shape of `--json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CachePruned {
+    /// Files removed.
+    pub files: u64,
+    /// Bytes given back.
+    pub freed_bytes: u64,
+    /// Bytes that stay.
+    pub kept_bytes: u64,
 }
 
 /// A vm that is up.
@@ -317,6 +415,8 @@ pub struct StartedVm {
     pub timings: Vec<Timing>,
     /// From the request to now, without pulls, in milliseconds.
     pub ready_ms: u64,
+    /// What the image's maker wants to be run in it: entrypoint and command, where the image has no init.
+    pub command: Vec<String>,
 }
 
 /// A vm as the daemon knows it; also the shape of `--json`.
@@ -412,6 +512,24 @@ pub struct ImageView {
     pub disk_bytes: u64,
     /// The init the image brings, if any.
     pub init: Option<String>,
+    /// Type of the filesystem.
+    pub filesystem: String,
+    /// The kernel its vms boot with; none is the default one.
+    pub kernel: Option<String>,
+    /// It boots with an initrd of its own.
+    pub initrd: bool,
+    /// Digest of the filesystem, where it was written down.
+    pub sha256: Option<String>,
+    /// Variables of its commands, as `NAME=value`.
+    pub env: Vec<String>,
+    /// Directory its commands start in.
+    pub workdir: Option<String>,
+    /// User its commands run as.
+    pub user: Option<String>,
+    /// What runs when no command is given and there is no init: this,
+    pub entrypoint: Vec<String>,
+    /// and these arguments.
+    pub cmd: Vec<String>,
     /// Vms that use it.
     pub used_by: Vec<VmName>,
 }
@@ -433,6 +551,8 @@ pub struct KernelView {
     pub disk_bytes: u64,
     /// Vms that use it.
     pub used_by: Vec<VmName>,
+    /// Images that boot with it.
+    pub images: Vec<ImageName>,
 }
 
 /// The daemon.

@@ -127,6 +127,19 @@ pub enum SessionKind {
     /// a tar that is to be thrown away. Leaves out what is not the image's: mounts, and the host name, hosts,
     /// resolver and machine id files the agent wrote.
     ExportChanges,
+    /// Sends a whole tree in the same way, with an entry for its root. Only of a vm without an init, where nothing else
+    /// writes to it.
+    ExportTree(TreeKind),
+}
+
+/// Which tree is exported.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TreeKind {
+    /// The image's, as it is on its drive.
+    Image,
+    /// What the vm shows: image and changes. Leaves out what [`SessionKind::ExportChanges`] leaves out.
+    Merged,
 }
 
 /// What becomes of the image's init.
@@ -140,6 +153,9 @@ pub enum InitMode {
     /// Like `AgentOnly`, and the root is the image itself, writable: this vm finishes an image. It has no disk, and
     /// nothing of its identity is written.
     Build,
+    /// The machine booted with an initrd of the image's own, whose `/init` finds the root filesystem and its init. The
+    /// agent follows process 1 there. The image's drive is the vm's own copy.
+    Handover,
 }
 
 /// Everything that makes a guest this vm and not another.

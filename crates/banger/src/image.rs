@@ -1,37 +1,72 @@
 //! `image …`.
 
-use crate::args::ImageCommand;
+use crate::args::{CacheCommand, ImageCommand};
 use crate::context::{Context, expect_outcome};
-use crate::stop::Ended;
+use crate::export;
+use crate::stop::{Ended, failed, invalid};
 use crate::table::{Table, render_pairs};
-use crate::text::{age, bytes, date, now};
+use crate::text::{age, bytes, date, escape, now};
 use crate::upload::{Archive, Local, local};
 use crate::vm::each;
-use banger_wire::daemon::{ImageView, Request};
-use banger_wire::names::{ImageName, VmName};
+use banger_wire::daemon::{CachePruned, Check, ImageFiles, ImageView, Outcome, Request, Verdict};
+use banger_wire::error::WireError;
+use banger_wire::names::ImageName;
 use std::path::Path;
 
 /// Runs `banger image …`.
 pub(crate) async fn dispatch(context: &mut Context, command: ImageCommand) -> Ended {
     match command {
-        ImageCommand::Pull { reference, name, kernel_ref, json } => {
+        ImageCommand::Pull { reference, name, kernel_ref, platform, json } => {
             let reference = match local(&reference)? {
+                Some(Local::Archive(..)) if kernel_ref.is_some() || platform.is_some() => {
+                    return Err(invalid("an archive takes neither `--kernel-ref` nor `--platform`")
+                        .hinted("name the kernel when a vm is made: `banger vm run --kernel-ref`")
+                        .into());
+                }
                 Some(Local::Archive(file, wanted)) => {
                     return load(context, &file, wanted, name, json).await;
                 }
                 Some(Local::Layout(reference)) => reference,
                 None => reference,
             };
-            let request = Request::ImagePull { reference, name, kernel: kernel_ref };
+            let request = Request::ImagePull { reference, name, kernel: kernel_ref, platform };
             let outcome = context.follow(request).await?;
-            let image = expect_outcome!(outcome, Image)?;
+            return told(context, outcome, "pulled", json);
+        }
+        ImageCommand::Register(args) => {
+            let files = ImageFiles {
+                name: args.name,
+                rootfs: absolute(&args.rootfs)?,
+                kernel_ref: args.kernel_ref,
+                kernel: args.kernel.as_deref().map(absolute).transpose()?,
+                initrd: args.initrd.as_deref().map(absolute).transpose()?,
+                modules: args.modules.as_deref().map(absolute).transpose()?,
+            };
+            let outcome = context.follow(Request::ImageRegister(Box::new(files))).await?;
+            return told(context, outcome, "registered", args.json);
+        }
+        ImageCommand::Export { image, output } => return export::export(context, image, &output).await,
+        ImageCommand::Commit { vm, name, json } => {
+            let outcome = context.follow(Request::ImageCommit { vm, name }).await?;
+            return told(context, outcome, "made", json);
+        }
+        ImageCommand::Verify { image, json } => {
+            let outcome = context.follow(Request::ImageVerify { image }).await?;
+            return verified(context, &expect_outcome!(outcome, Verified)?, json);
+        }
+        ImageCommand::Cache(CacheCommand::Prune { dry_run, all, json }) => {
+            let outcome = context.follow(Request::ImageCachePrune { dry_run, all }).await?;
+            let pruned = expect_outcome!(outcome, CachePruned)?;
             if json {
-                context.ui.json(&image)?;
+                context.ui.json(&pruned)?;
             } else {
-                context.ui.data(&format!("pulled {}\n", image.name))?;
+                context.ui.data(&pruned_line(&pruned, dry_run))?;
             }
         }
         ImageCommand::Load { input, name, json } => return load(context, &input, None, name, json).await,
+        ImageCommand::List(args) if args.available => {
+            return available(context, Request::ImageAvailable, args.json).await;
+        }
         ImageCommand::List(args) => {
             let outcome = context.ask(Request::ImageList).await?;
             let images = expect_outcome!(outcome, Images)?;
@@ -55,6 +90,70 @@ pub(crate) async fn dispatch(context: &mut Context, command: ImageCommand) -> En
         }
     }
     Ok(0)
+}
+
+/// Says that an image is there now.
+fn told(context: &Context, outcome: Outcome, verb: &str, json: bool) -> Ended {
+    let image = expect_outcome!(outcome, Image)?;
+    if json {
+        context.ui.json(&image)?;
+    } else {
+        context.ui.data(&format!("{verb} {}\n", image.name))?;
+    }
+    Ok(0)
+}
+
+/// Lists what can be pulled by name.
+pub(crate) async fn available(context: &mut Context, request: Request, json: bool) -> Ended {
+    let outcome = context.ask(request).await?;
+    let available = expect_outcome!(outcome, Available)?;
+    if json {
+        context.ui.json(&available)?;
+        return Ok(0);
+    }
+    let mut table = Table::new(&["NAME", "WHAT", "HERE"]);
+    for one in available {
+        table.row([one.name, one.what, if one.present { "yes" } else { "no" }.to_owned()]);
+    }
+    context.ui.data(&table.render())?;
+    Ok(0)
+}
+
+/// One line for each thing; fails when one of them is not as it should be.
+fn verified(context: &Context, checks: &[Check], json: bool) -> Ended {
+    if json {
+        context.ui.json(&checks)?;
+    }
+    let mut failed = 0;
+    for check in checks {
+        let is_good = check.verdict != Verdict::Fail;
+        failed += u32::from(!is_good);
+        if !json {
+            let word = if is_good { "ok  " } else { "FAIL" };
+            context.ui.data(&format!("{word} {}: {}\n", escape(&check.name), escape(&check.detail)))?;
+            if let Some(hint) = &check.hint {
+                context.ui.data(&format!("     {}\n", escape(hint)))?;
+            }
+        }
+    }
+    Ok(u8::from(failed > 0))
+}
+
+fn pruned_line(pruned: &CachePruned, dry_run: bool) -> String {
+    let verb = if dry_run { "would remove" } else { "removed" };
+    let files = if pruned.files == 1 { "1 file".to_owned() } else { format!("{} files", pruned.files) };
+    let (freed, kept) = (bytes(pruned.freed_bytes), bytes(pruned.kept_bytes));
+    let link = if dry_run { " and free" } else { ", freed" };
+    format!("{verb} {files}{link} {freed}; {kept} stay\n")
+}
+
+/// A path as the daemon, which is somewhere else, can use it.
+pub(crate) fn absolute(path: &Path) -> Result<String, WireError> {
+    let shown = escape(&path.display().to_string());
+    let whole =
+        std::path::absolute(path).map_err(|error| failed(format!("could not find `{shown}`"), &error))?;
+    let text = whole.into_os_string().into_string();
+    text.map_err(|_| invalid(format!("`{shown}` is not text, and only such paths can be passed on")))
 }
 
 async fn load(
@@ -102,13 +201,26 @@ fn pairs(image: &ImageView, now: i64) -> String {
         ("size", Some(bytes(image.size_bytes))),
         ("disk", Some(bytes(image.disk_bytes))),
         ("init", Some(image.init.clone().unwrap_or_else(|| "none".to_owned()))),
+        ("filesystem", Some(image.filesystem.clone())),
+        ("sha256", image.sha256.clone()),
+        ("kernel", image.kernel.clone()),
+        ("initrd", image.initrd.then(|| "its own".to_owned())),
+        ("env", list(&image.env)),
+        ("workdir", image.workdir.clone()),
+        ("user", image.user.clone()),
+        ("entrypoint", list(&image.entrypoint)),
+        ("cmd", list(&image.cmd)),
         ("used by", join(&image.used_by)),
         ("created", Some(date(image.created, now))),
     ])
 }
 
+fn list(words: &[String]) -> Option<String> {
+    (!words.is_empty()).then(|| words.join(" "))
+}
+
 /// Returns the names in one text, or none when there are none.
-pub(crate) fn join(names: &[VmName]) -> Option<String> {
-    let names: Vec<&str> = names.iter().map(VmName::as_str).collect();
+pub(crate) fn join(names: &[impl ToString]) -> Option<String> {
+    let names: Vec<String> = names.iter().map(ToString::to_string).collect();
     (!names.is_empty()).then(|| names.join(", "))
 }

@@ -10,6 +10,7 @@ mod context;
 mod daemon;
 mod doctor;
 mod env;
+mod export;
 mod image;
 mod kernel;
 mod launch;

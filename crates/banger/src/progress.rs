@@ -208,6 +208,7 @@ mod tests {
                 Timing { stage: "network".to_owned(), ms: 7 },
             ],
             ready_ms: 1840,
+            command: Vec::new(),
         };
         assert_eq!(ready_lines(&started, false), ["ready in 1.8 s"]);
         assert_eq!(

@@ -40,13 +40,14 @@ pub(crate) async fn run(context: &mut Context, args: RunArgs) -> Ended {
         return tell_vm(context, &started.vm, args.json);
     }
     let name = started.vm.name.to_string();
-    let plan = SessionPlan {
-        vm: name.clone(),
-        socket: PathBuf::from(&started.socket),
-        timeout: args.session.timeout,
-        exec: exec_spec(args.session, args.command, Vec::new()),
-        lease: rm,
-    };
+    let timeout = args.session.timeout;
+    let mut exec = exec_spec(args.session, args.command, Vec::new());
+    // Without a command an image without an init does what its maker meant it to do.
+    if exec.argv.is_empty() {
+        exec.argv = started.command.iter().map(|word| ByteString(word.clone().into_bytes())).collect();
+    }
+    let plan =
+        SessionPlan { vm: name.clone(), socket: PathBuf::from(&started.socket), timeout, exec, lease: rm };
     let result = session::run(plan, &mut context.signals).await;
     if rm {
         delete(context, &started.vm).await;

@@ -1,9 +1,10 @@
 //! `config.toml`: what the owner decided once. Read whenever it is needed, so a change needs no restart.
 
 use anyhow::Context as _;
-use banger_image::oci::HostConfig;
+use banger_image::oci::{HostConfig, Limits};
 use banger_wire::daemon::VmmChoice;
 use banger_wire::error::{ErrorCode, WireError};
+use banger_wire::size::Mebibytes;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -23,6 +24,9 @@ pub(crate) struct Config {
     /// Registries by host, with the port where one is named.
     #[serde(default)]
     pub(crate) registry: BTreeMap<String, Registry>,
+    /// How much an image may be.
+    #[serde(default)]
+    limits: ImageLimits,
     /// Firecracker's program, instead of the one that is found.
     pub(crate) firecracker_bin: Option<PathBuf>,
     /// QEMU's program, instead of the one that is found.
@@ -42,6 +46,21 @@ pub(crate) struct FirecrackerRelease {
     pub(crate) sha256: Option<String>,
     /// Where releases are, laid out as the project's own.
     pub(crate) url: Option<String>,
+}
+
+/// How much an image may be, where it shall not be what is built in.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ImageLimits {
+    /// What all layers may unpack to, such as `512G`.
+    #[serde(default, deserialize_with = "size")]
+    unpacked: Option<Mebibytes>,
+    /// Entries of all layers.
+    entries: Option<u64>,
+    /// How many times its compressed size a layer may unpack to.
+    ratio: Option<u64>,
+    /// Layers.
+    layers: Option<usize>,
 }
 
 /// How a registry is reached.
@@ -96,6 +115,18 @@ impl Config {
         })
     }
 
+    /// Returns the bounds on images.
+    pub(crate) fn limits(&self) -> Limits {
+        let default = Limits::default();
+        Limits {
+            unpacked_bytes: self.limits.unpacked.map_or(default.unpacked_bytes, Mebibytes::bytes),
+            entries: self.limits.entries.unwrap_or(default.entries),
+            ratio: self.limits.ratio.unwrap_or(default.ratio),
+            layers: self.limits.layers.unwrap_or(default.layers),
+            ..default
+        }
+    }
+
     /// Returns the registries as the registry client takes them.
     pub(crate) fn hosts(&self) -> BTreeMap<String, HostConfig> {
         let host = |registry: &Registry| HostConfig {
@@ -107,6 +138,20 @@ impl Config {
             ca_file: registry.ca_file.clone(),
         };
         self.registry.iter().map(|(name, registry)| (name.clone(), host(registry))).collect()
+    }
+}
+
+/// A size as text, or as a number of MiB.
+fn size<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Mebibytes>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Size {
+        Number(u64),
+        Text(String),
+    }
+    match Size::deserialize(deserializer)? {
+        Size::Number(number) => Ok(Some(Mebibytes(number))),
+        Size::Text(text) => text.parse().map(Some).map_err(serde::de::Error::custom),
     }
 }
 
@@ -148,6 +193,15 @@ mod tests {
         assert_eq!(config.firecracker_bin.as_deref(), Some(Path::new("/opt/firecracker")));
         assert_eq!(config.firecracker.version.as_deref(), Some("1.16.2"));
         assert_eq!(config.firecracker.url.as_deref(), Some("http://mirror.example/fc"));
+    }
+
+    #[test]
+    fn limits_can_be_set() {
+        let text = "[limits]\nunpacked = '2G'\nentries = 5\nratio = 6\nlayers = 7\n";
+        let limits = Config::parse(text, Path::new("/config.toml")).unwrap().limits();
+        assert_eq!((limits.unpacked_bytes, limits.entries, limits.ratio, limits.layers), (2 << 30, 5, 6, 7));
+        let default = banger_image::oci::Limits::default();
+        assert_eq!(Config::default().limits(), default);
     }
 
     #[test]

@@ -8,33 +8,38 @@ use crate::choice::{self, Choice};
 use crate::config::Config;
 use crate::doctor::facts::{Program, user};
 use crate::doctor::leftovers;
+use crate::files::copy_sparse;
 use crate::kvm;
 use crate::lifecycle::lost;
 use crate::load::SPOOL_PREFIX;
 use crate::paths::Paths;
 use crate::plan::{DISK_FILE, SOCKET_FILE};
 use crate::programs::{self, Vmm};
-use crate::pull::{ROOTFS_FILE, entropy};
+use crate::pull::{IMAGE_FILE, entropy, kernel_row};
 use crate::store::{ImageRow, KernelRow, Store, VmRow};
 use crate::vmsock;
 use anyhow::Context as _;
+use banger_image::debian::archive::architecture;
 use banger_sys::tsc;
 use banger_wire::daemon::{
     Event, ImageView, KernelView, NetMode, Outcome, PlanSummary, VmSpec, VmState, VmView, VmmChoice,
 };
 use banger_wire::error::{ErrorCode, WireError};
+use banger_wire::guest::InitMode;
 use banger_wire::names::{KernelName, VmName};
 use banger_wire::size::Mebibytes;
 use banger_wire::vm::VmStatus;
 use std::collections::{HashMap, HashSet};
 use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::sync::mpsc::UnboundedSender;
 
 pub(crate) const DEFAULT_IMAGE: &str = "debian-bookworm";
 pub(crate) const DEFAULT_KERNEL: &str = "generic-6.12";
+/// What a kernel's directory says about itself.
+pub(crate) const KERNEL_FILE: &str = "kernel.json";
 const DEFAULT_DISK: Mebibytes = Mebibytes(8 * 1024);
 /// The least a vm can boot with.
 const MEMORY_MIN: Mebibytes = Mebibytes(128);
@@ -122,6 +127,7 @@ impl Daemon {
         for leftover in leftovers::of_store(self)? {
             leftovers::remove(&leftover).await?;
         }
+        self.adopt_published()?;
         let rows = self.store.vms()?;
         // Archives that were being loaded; in the cache is nothing that anybody would miss.
         for entry in std::fs::read_dir(&self.paths.cache)?.flatten() {
@@ -131,13 +137,36 @@ impl Daemon {
         }
         for row in rows {
             let dir = self.paths.vm(row.id.as_str());
-            if vmsock::is_alive(&dir) {
+            if vmsock::load_plan(&dir).is_some_and(|plan| plan.guest.init == InitMode::AgentOnly) {
+                // It was being read to become an image; for its owner it is stopped.
+                vmsock::end(&dir).await?;
+            } else if vmsock::is_alive(&dir) {
                 self.watch(row);
             } else if matches!(row.state, VmState::Starting | VmState::Running | VmState::Stopping) || row.rm
             {
                 cgroup::remove_of(&dir).await;
                 let end = vmsock::load_end(&dir).unwrap_or_else(lost);
                 self.settle(&row, &end).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the rows of images and kernels from their files, where a crash came between the two.
+    fn adopt_published(&self) -> anyhow::Result<()> {
+        for row in self.store.images()? {
+            let text = std::fs::read(self.paths.image(&row.name).join(IMAGE_FILE)).unwrap_or_default();
+            let written = serde_json::from_slice::<ImageRow>(&text).ok();
+            if let Some(written) = written.filter(|written| written.name == row.name && *written != row) {
+                self.store.insert_image(&written)?;
+            }
+        }
+        for row in self.store.kernels()? {
+            let text = std::fs::read(self.paths.kernel(&row.name).join(KERNEL_FILE)).unwrap_or_default();
+            let written = serde_json::from_slice(&text).ok().map(kernel_row);
+            let other = |written: &KernelRow| written.name == row.name && written.release != row.release;
+            if let Some(written) = written.filter(other) {
+                self.store.insert_kernel(&written)?;
             }
         }
         Ok(())
@@ -194,17 +223,26 @@ impl Daemon {
             Some(image) => image.clone(),
             None => config.default_image.unwrap_or_else(|| DEFAULT_IMAGE.to_owned()),
         };
+        let stored = self.find_image(&image)?;
+        let own_kernel = stored.as_ref().and_then(|image| image.kernel.clone());
         let kernel: KernelName = match &spec.kernel {
             Some(kernel) => kernel.clone(),
-            None => DEFAULT_KERNEL.parse()?,
+            None => own_kernel.as_deref().unwrap_or(DEFAULT_KERNEL).parse()?,
         };
+        if let Some(image) = stored.as_ref().filter(|image| image.arch != architecture()) {
+            let text =
+                format!("image `{}` is for {}, this machine is {}", image.name, image.arch, architecture());
+            return Err(WireError::new(ErrorCode::Invalid, text)
+                .hinted("pull it without `--platform`, under another name with `--name`")
+                .into());
+        }
         let choice = self.choose(vmm).await?;
         let summary = PlanSummary {
             name,
             vcpu,
             memory,
             disk_size,
-            pull_image: self.find_image(&image)?.is_none(),
+            pull_image: stored.is_none(),
             pull_kernel: self.store.kernels()?.iter().all(|row| row.name != kernel.as_str()),
             image,
             kernel,
@@ -233,6 +271,7 @@ impl Daemon {
         let kernel = self.ensure_kernel(summary.kernel.as_str(), events).await?;
         let image = self.ensure_image(&summary.image, &kernel, events).await?;
         let as_root = rustix::process::getuid().is_root();
+        let copied = image.initrd.then(|| self.paths.image(&image.name).join(image.rootfs_file()));
         let mut row = VmRow {
             id: self.new_id()?,
             name: summary.name.clone(),
@@ -260,17 +299,27 @@ impl Daemon {
             summary.name = made_up_name(&self.store.vms()?)?;
             row.name = summary.name.clone();
         }
-        if let Err(error) = self.make_files(&row) {
+        if let Err(error) = self.make_files(&row, copied).await {
             self.remove(&row).await?;
             return Err(error);
         }
         Ok(row)
     }
 
-    fn make_files(&self, row: &VmRow) -> anyhow::Result<()> {
+    /// Makes the vm's directory and disk: an empty one, or a copy of a filesystem.
+    async fn make_files(&self, row: &VmRow, copied: Option<PathBuf>) -> anyhow::Result<()> {
         use std::os::unix::fs::DirBuilderExt as _;
         let dir = self.paths.vm(row.id.as_str());
         std::fs::DirBuilder::new().mode(0o700).create(&dir).context("make the vm's directory")?;
+        if let Some(from) = copied {
+            let (disk, size) = (dir.join(DISK_FILE), row.disk_size.bytes());
+            let copying = move || {
+                let file = copy_sparse(&from, &disk)?;
+                // The filesystem stays as long as it is; growing it is the guest's business.
+                file.set_len(size.max(file.metadata()?.len()))
+            };
+            return tokio::task::spawn_blocking(copying).await?.context("copy the image to the vm's disk");
+        }
         let mut uuid = [0; 16];
         uuid.copy_from_slice(&entropy()?[..16]);
         banger_image::ext4::format_empty(&dir.join(DISK_FILE), row.disk_size.bytes(), uuid)
@@ -343,7 +392,7 @@ impl Daemon {
     pub(crate) fn images(&self) -> anyhow::Result<Vec<ImageView>> {
         let vms = self.store.vms()?;
         let view = |row: ImageRow| -> anyhow::Result<ImageView> {
-            let file = self.paths.image(&row.name).join(ROOTFS_FILE);
+            let file = self.paths.image(&row.name).join(row.rootfs_file());
             Ok(ImageView {
                 name: row.name.parse()?,
                 source: row.source,
@@ -353,6 +402,15 @@ impl Daemon {
                 size_bytes: row.size_bytes,
                 disk_bytes: std::fs::metadata(file).map_or(0, |metadata| metadata.blocks() * 512),
                 init: row.init,
+                filesystem: row.filesystem,
+                kernel: row.kernel,
+                initrd: row.initrd,
+                sha256: Some(row.sha256).filter(|sha256| !sha256.is_empty()),
+                env: row.config.env,
+                workdir: row.config.workdir,
+                user: row.config.user,
+                entrypoint: row.config.entrypoint,
+                cmd: row.config.cmd,
                 used_by: vms.iter().filter(|vm| vm.image == row.name).map(|vm| vm.name.clone()).collect(),
             })
         };
@@ -360,10 +418,13 @@ impl Daemon {
     }
 
     pub(crate) fn kernels(&self) -> anyhow::Result<Vec<KernelView>> {
-        let vms = self.store.vms()?;
+        let (vms, images) = (self.store.vms()?, self.store.images()?);
+        let boots_with = |image: &&ImageRow, row: &KernelRow| image.kernel.as_ref() == Some(&row.name);
         let view = |row: KernelRow| -> anyhow::Result<KernelView> {
             let entries = std::fs::read_dir(self.paths.kernel(&row.name)).into_iter().flatten().flatten();
+            let users = images.iter().filter(|image| boots_with(image, &row));
             Ok(KernelView {
+                images: users.map(|image| image.name.parse()).collect::<Result<_, _>>()?,
                 name: row.name.parse()?,
                 release: row.release,
                 version: row.version,
@@ -376,30 +437,54 @@ impl Daemon {
         self.store.kernels()?.into_iter().map(view).collect()
     }
 
-    /// Deletes an image or a kernel, when no vm uses it.
-    pub(crate) fn delete_part(
-        &self,
-        kind: &str,
-        name: &str,
-        used_by: &[VmName],
-        dir: &Path,
-    ) -> anyhow::Result<Outcome> {
-        if !used_by.is_empty() {
-            let names: Vec<String> = used_by.iter().map(|name| format!("`{name}`")).collect();
-            let text = format!("{kind} `{name}` is used by {}", names.join(", "));
-            return Err(WireError::new(ErrorCode::Invalid, text)
-                .hinted("delete those vms first with `banger vm delete`")
-                .into());
+    /// Deletes an image that no vm uses, and the kernel that was registered with it.
+    pub(crate) fn delete_image(&self, image: &ImageView) -> anyhow::Result<Outcome> {
+        refuse_used("image", image.name.as_str(), &image.used_by, "vm")?;
+        let name = image.name.as_str();
+        // CRASH: files without a row are removed at the next start.
+        self.store.delete_image(name)?;
+        remove_dir(&self.paths.image(name))?;
+        let own = self
+            .kernels()?
+            .into_iter()
+            .find(|kernel| kernel.name.as_str() == name && kernel.version == own_kernel_version(name));
+        // A vm of another image may have been told to boot with it.
+        if let Some(own) = own.filter(|own| own.used_by.is_empty() && own.images.is_empty()) {
+            self.delete_kernel(&own)?;
         }
-        // CRASH: after the row is gone the files are replaced by the next pull of that name.
-        if kind == "image" {
-            self.store.delete_image(name)?
-        } else {
-            self.store.delete_kernel(name)?
-        }
-        std::fs::remove_dir_all(dir).with_context(|| format!("remove `{}`", dir.display()))?;
         Ok(Outcome::Done)
     }
+
+    /// Deletes a kernel that no vm and no image uses.
+    pub(crate) fn delete_kernel(&self, kernel: &KernelView) -> anyhow::Result<Outcome> {
+        let name = kernel.name.as_str();
+        refuse_used("kernel", name, &kernel.used_by, "vm")?;
+        refuse_used("kernel", name, &kernel.images, "image")?;
+        // CRASH: files without a row are removed at the next start.
+        self.store.delete_kernel(name)?;
+        remove_dir(&self.paths.kernel(name))?;
+        Ok(Outcome::Done)
+    }
+}
+
+/// What the store says of the version of a kernel that came with an image, and goes with it.
+pub(crate) fn own_kernel_version(image: &str) -> String {
+    format!("of image {image}")
+}
+
+fn refuse_used(kind: &str, name: &str, users: &[impl std::fmt::Display], what: &str) -> anyhow::Result<()> {
+    if users.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<String> = users.iter().map(|user| format!("`{user}`")).collect();
+    let text = format!("{kind} `{name}` is used by {}", names.join(", "));
+    Err(WireError::new(ErrorCode::Invalid, text)
+        .hinted(format!("delete those {what}s first with `banger {what} delete`"))
+        .into())
+}
+
+fn remove_dir(dir: &Path) -> anyhow::Result<()> {
+    std::fs::remove_dir_all(dir).with_context(|| format!("remove `{}`", dir.display()))
 }
 
 /// Memory of this machine.

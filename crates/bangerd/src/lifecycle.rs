@@ -11,8 +11,8 @@
 use crate::cgroup;
 use crate::daemon::{Daemon, check_size, net_mode};
 use crate::net::NetPlan;
-use crate::plan::{Inputs, plan};
-use crate::pull::{ROOTFS_FILE, entropy};
+use crate::plan::{Boot, Inputs, MODULES_FILE, plan};
+use crate::pull::entropy;
 use crate::store::VmRow;
 use crate::{initramfs, vmsock};
 use anyhow::{Context as _, bail};
@@ -35,7 +35,7 @@ type Phases = watch::Receiver<Option<VmStatus>>;
 
 impl Daemon {
     /// Waits until nobody else starts, stops or removes this vm.
-    async fn alone(&self, row: &VmRow) -> tokio::sync::OwnedMutexGuard<()> {
+    pub(crate) async fn alone(&self, row: &VmRow) -> tokio::sync::OwnedMutexGuard<()> {
         let lock = {
             let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
             // Nobody waits for one that is not shared.
@@ -87,7 +87,10 @@ impl Daemon {
             let _ = events.send(Event::Warning { text });
         }
         let view = self.view(&self.row(row.id.as_str())?);
+        let image = self.find_image(&row.image)?.filter(|image| image.init.is_none());
+        let command = image.map(|image| [image.config.entrypoint, image.config.cmd].concat());
         Ok(StartedVm {
+            command: command.unwrap_or_default(),
             socket: view.socket.clone(),
             vm: view,
             timings: status.map(|status| status.timings).unwrap_or_default(),
@@ -114,20 +117,28 @@ impl Daemon {
         let image = self.find_image(&row.image)?.context("the vm's image is gone")?;
         let choice = self.choose(spec.vmm.unwrap_or(VmmChoice::Auto)).await?;
         self.store.set_vmm(&row.id, choice.vmm, choice.kvm)?;
+        let (image_dir, driver) = (self.paths.image(&row.image), choice.vmm.driver());
+        let initramfs = if image.initrd {
+            initramfs::ensure_appended(&image_dir, &kernel, driver)?
+        } else {
+            initramfs::ensure(&kernel, driver, &image.filesystem)?
+        };
         let mut plan = plan(Inputs {
             row: &row,
             spec: &spec,
             config: &image.config,
             dir,
-            image: self.paths.image(&row.image).join(ROOTFS_FILE),
-            initramfs: initramfs::ensure(&kernel, choice.vmm.driver())?,
+            image: image_dir.join(image.rootfs_file()),
+            filesystem: image.filesystem.clone(),
+            modules: kernel.join(MODULES_FILE).exists(),
+            initramfs,
             kernel,
             choice,
             entropy: entropy()?,
             tsc_khz: self.tsc_khz().await,
             net: NetPlan::find(net_mode(&spec)),
             cgroup: self.cgroup(&row),
-            build: false,
+            boot: if image.initrd { Boot::Handover } else { Boot::Image },
         });
         let template = self.use_template(&mut plan, events).await;
         let _ = events.send(Event::Step { label: format!("boot {}", row.name) });

@@ -1,11 +1,12 @@
 //! Images without a registry into the store: directories with an OCI layout, and archives that a client sends.
 
+use crate::config::Config;
 use crate::daemon::Daemon;
-use crate::pull::{ROOTFS_FILE, image_name, oci_row, sink, staging};
+use crate::pull::{ROOTFS_FILE, Wanted, image_name, oci_row, sink, staging};
 use crate::serve::hint_for;
 use crate::store::ImageRow;
 use anyhow::Context as _;
-use banger_image::oci::{Archive, Limits, LocalImage, Platform};
+use banger_image::oci::{Archive, LocalImage, Platform};
 use banger_image::progress::Progress;
 use banger_wire::daemon::Event;
 use banger_wire::error::{ErrorCode, WireError};
@@ -59,7 +60,7 @@ impl Daemon {
         // CRASH: what is left of it is removed at the next start.
         let spool = tempfile::Builder::new().prefix(SPOOL_PREFIX).tempdir_in(&self.paths.cache);
         let spool = spool.context("make a directory in the cache")?;
-        let limits = Limits::default();
+        let limits = Config::load()?.limits();
         let archive = {
             let cancelled = CancelOnDrop(Arc::default());
             let (dir, limits, stop) = (spool.path().to_owned(), limits.clone(), Arc::clone(&cancelled.0));
@@ -81,10 +82,11 @@ impl Daemon {
                 .into());
         }
         let _one = self.pulling.lock().await;
+        let wanted = Wanted { name: load.name, ..Wanted::default() };
         let mut rows = Vec::new();
         for image in &images {
             let source = image.names().first().map_or_else(|| load.label.clone(), ToString::to_string);
-            let row = self.store_local(image, &source, load.name.as_ref(), events).await;
+            let row = self.store_local(image, &source, &wanted, events).await;
             rows.push(row?.map_err(|error| failed(&error))?);
         }
         Ok(rows)
@@ -95,7 +97,7 @@ impl Daemon {
     pub(crate) async fn pull_layout(
         &self,
         text: &str,
-        name: Option<&ImageName>,
+        wanted: &Wanted,
         events: &UnboundedSender<Event>,
     ) -> anyhow::Result<ImageRow> {
         let failed = |error: &(dyn std::error::Error + 'static)| {
@@ -106,23 +108,24 @@ impl Daemon {
             wire.hinted(hint_for(error, hint))
         };
         let (dir, tag) = split_layout(text)?;
+        let (limits, platform) = (Config::load()?.limits(), wanted.platform.clone());
         let found = tokio::task::spawn_blocking(move || {
-            LocalImage::in_layout(&dir, tag.as_deref(), &Platform::host(), &Limits::default())
+            LocalImage::in_layout(&dir, tag.as_deref(), &platform, &limits)
         });
         let image = found.await.context("look at the directory")?.map_err(|error| failed(&error))?;
-        let stored = self.store_local(&image, text, name, events).await?;
+        let stored = self.store_local(&image, text, wanted, events).await?;
         Ok(stored.map_err(|error| failed(&error))?)
     }
 
-    async fn store_local(
+    pub(crate) async fn store_local(
         &self,
         image: &LocalImage,
         source: &str,
-        name: Option<&ImageName>,
+        wanted: &Wanted,
         events: &UnboundedSender<Event>,
     ) -> anyhow::Result<Result<ImageRow, banger_image::oci::LocalError>> {
         let digest = image.digest().to_string();
-        let name = match (name, image.names().first()) {
+        let name = match (&wanted.name, image.names().first()) {
             (Some(name), _) => name.to_string(),
             (None, Some(reference)) => image_name(&reference.to_string(), &self.store.images()?),
             (None, None) => format!("loaded_{}", &image.digest().hex()[..12]),
@@ -136,7 +139,8 @@ impl Daemon {
             Ok(image) => image,
             Err(error) => return Ok(Err(error)),
         };
-        self.publish_image(staging, oci_row(name, source.to_owned(), image)).map(Ok)
+        let row = oci_row(name, source.to_owned(), image, wanted);
+        self.publish_image(staging, row, events).await.map(Ok)
     }
 }
 

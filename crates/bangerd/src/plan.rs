@@ -21,6 +21,8 @@ pub(crate) const PLAN_FILE: &str = "plan.json";
 pub(crate) const DISK_FILE: &str = "disk.raw";
 /// The supervisor's socket.
 pub(crate) const SOCKET_FILE: &str = "vm.sock";
+/// The modules within a kernel's directory, where it has any.
+pub(crate) const MODULES_FILE: &str = "modules.ext4";
 /// The serial console, bounded.
 pub(crate) const CONSOLE_FILE: &str = "console.log";
 /// What the supervisor itself has to say.
@@ -108,6 +110,8 @@ pub(crate) struct Bind {
 
 /// How long an emulated boot may take until the agent speaks, with a loaded host.
 const BOOT_TIMEOUT_MS: u64 = 180_000;
+/// What the guest calls the first drive.
+const FIRST_DRIVE: &str = "/dev/vda";
 /// Kernel files inside the supervisor's root.
 const INSIDE: &str = "/boot";
 
@@ -120,7 +124,11 @@ pub(crate) struct Inputs<'a> {
     pub(crate) config: &'a ImageConfig,
     pub(crate) dir: PathBuf,
     pub(crate) image: PathBuf,
+    /// Type of the image's filesystem.
+    pub(crate) filesystem: String,
     pub(crate) kernel: PathBuf,
+    /// The kernel has a filesystem of modules.
+    pub(crate) modules: bool,
     pub(crate) initramfs: PathBuf,
     pub(crate) choice: Choice,
     pub(crate) entropy: Vec<u8>,
@@ -128,8 +136,20 @@ pub(crate) struct Inputs<'a> {
     pub(crate) net: NetPlan,
     /// Limits of the whole vm, where the system lets us have any.
     pub(crate) cgroup: Option<PathBuf>,
-    /// The vm writes the image itself and boots no further than the agent.
-    pub(crate) build: bool,
+    pub(crate) boot: Boot,
+}
+
+/// How far a vm boots, and on what.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Boot {
+    /// Overlay of image and disk, and the image's init.
+    Image,
+    /// Image and disk as well, but no further than the agent.
+    AgentOnly,
+    /// It writes the image itself and boots no further than the agent.
+    Build,
+    /// The image's own initrd and init, on a disk that began as a copy of the image.
+    Handover,
 }
 
 /// The image's variables; one without a `=` says nothing.
@@ -141,19 +161,7 @@ fn image_env(config: &ImageConfig) -> impl Iterator<Item = (ByteString, ByteStri
 /// Decides everything about a vm.
 pub(crate) fn plan(inputs: Inputs<'_>) -> VmPlan {
     let Inputs {
-        row,
-        spec,
-        config,
-        dir,
-        image,
-        kernel,
-        initramfs,
-        choice,
-        entropy,
-        tsc_khz,
-        net,
-        cgroup,
-        build,
+        row, spec, config, dir, kernel, initramfs, choice, entropy, tsc_khz, net, cgroup, boot, ..
     } = inputs;
     let inside = |name: &str| PathBuf::from(INSIDE).join(name);
     let mut binds = vec![
@@ -168,16 +176,29 @@ pub(crate) fn plan(inputs: Inputs<'_>) -> VmPlan {
             inside("firecracker")
         }
     };
-    let image = Bind { host: image, inside: inside("image.ext4") };
-    let mut drives = vec![Drive { path: image.inside.clone(), read_only: !build }];
-    let mut writable = Vec::new();
-    if build {
-        writable.push(image);
-    } else {
-        binds.push(image);
-        drives.push(Drive { path: PathBuf::from("/vm").join(DISK_FILE), read_only: false });
-        binds.push(Bind { host: kernel.join("modules.ext4"), inside: inside("modules.ext4") });
-        drives.push(Drive { path: inside("modules.ext4"), read_only: true });
+    let image = Bind { host: inputs.image, inside: inside("image") };
+    let disk = Drive { path: PathBuf::from("/vm").join(DISK_FILE), read_only: false };
+    let (mut drives, mut writable, mut cmdline) = (Vec::new(), Vec::new(), Vec::new());
+    let mut modules = None;
+    match boot {
+        Boot::Build => {
+            drives.push(Drive { path: image.inside.clone(), read_only: false });
+            writable.push(image);
+        }
+        Boot::Handover => {
+            drives.push(disk);
+            cmdline.push(format!("rdinit={} root={FIRST_DRIVE} rw", crate::initramfs::APPENDED_INIT));
+        }
+        Boot::Image | Boot::AgentOnly => {
+            drives.push(Drive { path: image.inside.clone(), read_only: true });
+            binds.push(image);
+            drives.push(disk);
+            if inputs.modules {
+                binds.push(Bind { host: kernel.join(MODULES_FILE), inside: inside(MODULES_FILE) });
+                drives.push(Drive { path: inside(MODULES_FILE), read_only: true });
+                modules = Some("/dev/vdc".to_owned());
+            }
+        }
     }
     let machine = MachinePlan {
         driver: choice.vmm.driver(),
@@ -189,7 +210,7 @@ pub(crate) fn plan(inputs: Inputs<'_>) -> VmPlan {
         kernel: inside("vmlinux"),
         initrd: inside("initramfs"),
         tsc_khz,
-        cmdline: Vec::new(),
+        cmdline,
         drives,
         net: None,
         run_dir: PathBuf::from("/run"),
@@ -201,15 +222,20 @@ pub(crate) fn plan(inputs: Inputs<'_>) -> VmPlan {
         unix_ns: 0,
         entropy: ByteString(entropy),
         network: net.guest(),
-        init: if build { InitMode::Build } else { InitMode::Auto },
+        init: match boot {
+            Boot::Image => InitMode::Auto,
+            Boot::AgentOnly => InitMode::AgentOnly,
+            Boot::Build => InitMode::Build,
+            Boot::Handover => InitMode::Handover,
+        },
         env: image_env(config).chain(spec.env.iter().cloned()).collect(),
         workdir: config.workdir.clone().filter(|workdir| !workdir.is_empty()).map(ByteString::from),
         user: config.user.clone(),
         drives: GuestDrives {
-            image: "/dev/vda".to_owned(),
-            image_fs: "ext4".to_owned(),
+            image: FIRST_DRIVE.to_owned(),
+            image_fs: inputs.filesystem,
             disk: "/dev/vdb".to_owned(),
-            modules: (!build).then(|| "/dev/vdc".to_owned()),
+            modules,
         },
     };
     VmPlan {

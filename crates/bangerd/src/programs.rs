@@ -23,10 +23,7 @@ pub(crate) enum Vmm {
 impl Vmm {
     /// Returns what it is called in the store and to clients.
     pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Qemu => "qemu",
-            Self::Firecracker => "firecracker",
-        }
+        self.driver().name()
     }
 
     /// Reads that name.

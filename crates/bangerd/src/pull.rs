@@ -3,14 +3,15 @@
 use crate::config::Config;
 use crate::daemon::{Daemon, now};
 use crate::load::LAYOUT_PREFIX;
-use crate::plan::{DISK_FILE, Inputs};
+use crate::plan::{Boot, DISK_FILE, Inputs};
 use crate::serve::hint_for;
 use crate::store::{ImageRow, KernelRow, VmRow};
 use crate::{initramfs, plan, vmsock};
 use anyhow::{Context as _, bail};
 use banger_image::debian::archive::{ArchiveConfig, architecture};
 use banger_image::debian::image::{self, PackageSet, Recipe};
-use banger_image::kernel::KernelPull;
+use banger_image::filesystem::Filesystem;
+use banger_image::kernel::{KernelMeta, KernelPull};
 use banger_image::oci::{ImageConfig, OciError, OciImage, OciPull, Platform, Reference, RegistryConfig};
 use banger_image::progress::{Progress, Sink};
 use banger_image::rootfs::RootfsBuilder;
@@ -25,8 +26,10 @@ use sha2::{Digest as _, Sha256};
 use std::path::{Path, PathBuf};
 use tokio::sync::mpsc::UnboundedSender;
 
-/// The filesystem within an image's directory.
+/// The filesystem within the directory of an image that is made here.
 pub(crate) const ROOTFS_FILE: &str = "rootfs.ext4";
+/// What an image's directory says about itself: its row.
+pub(crate) const IMAGE_FILE: &str = "image.json";
 /// What a store says is the source of an image made of packages.
 const RECIPE_SOURCE: &str = "Debian packages";
 /// Longest name made of a reference; the store takes 128 characters.
@@ -50,7 +53,7 @@ pub(crate) fn sink(events: &UnboundedSender<Event>) -> impl Fn(Progress) + Send 
 }
 
 impl Daemon {
-    fn archive(&self) -> anyhow::Result<ArchiveConfig> {
+    pub(crate) fn archive(&self) -> anyhow::Result<ArchiveConfig> {
         let variable = std::env::var("BANGER_DEBIAN_MIRROR").ok().filter(|mirror| !mirror.is_empty());
         Ok(ArchiveConfig {
             root: "/".into(),
@@ -69,30 +72,46 @@ impl Daemon {
         name: &str,
         events: &UnboundedSender<Event>,
     ) -> anyhow::Result<KernelRow> {
+        self.pull_kernel(name, false, events).await
+    }
+
+    /// Pulls a kernel that is not in the store, or with `upgrade` in another version. Vms that run keep the files of the
+    /// old one until they end.
+    pub(crate) async fn pull_kernel(
+        &self,
+        name: &str,
+        upgrade: bool,
+        events: &UnboundedSender<Event>,
+    ) -> anyhow::Result<KernelRow> {
         let stored =
             || Ok::<_, anyhow::Error>(self.store.kernels()?.into_iter().find(|row| row.name == name));
-        if let Some(row) = stored()? {
+        if let Some(row) = stored()?.filter(|_| !upgrade) {
             return Ok(row);
         }
         let _one = self.pulling.lock().await;
         // Whoever had the lock may have pulled this one.
-        if let Some(row) = stored()? {
+        let old = stored()?;
+        if let Some(row) = old.clone().filter(|_| !upgrade) {
             return Ok(row);
         }
         let _ = events.send(Event::Step { label: format!("pull kernel {name}") });
         let sink = sink(events);
         let pull = KernelPull::resolve(&self.archive()?, name, &sink).await?;
+        if let Some(old) = old.filter(|old| old.version.rsplit(' ').next() == Some(pull.version())) {
+            return Ok(old);
+        }
         let staging = staging(&self.paths.state.join("kernels"))?;
         let meta = pull.write_to(staging.path(), &sink).await?;
+        self.publish_kernel(staging, kernel_row(meta))
+    }
+
+    pub(crate) fn publish_kernel(
+        &self,
+        staging: tempfile::TempDir,
+        row: KernelRow,
+    ) -> anyhow::Result<KernelRow> {
         open_to_vms(staging.path())?;
-        publish(staging, &self.paths.kernel(name))?;
-        let row = KernelRow {
-            name: meta.name,
-            release: meta.release,
-            version: format!("{} {}", meta.package, meta.package_version),
-            arch: meta.arch,
-            created: now(),
-        };
+        publish(staging, &self.paths.kernel(&row.name))?;
         self.store.insert_kernel(&row)?;
         Ok(row)
     }
@@ -125,7 +144,7 @@ impl Daemon {
         let _one = self.pulling.lock().await;
         match self.find_image(text)? {
             Some(row) => Ok(row),
-            None => self.pull_image(text, None, kernel, events).await,
+            None => self.pull_image(text, &Wanted::default(), kernel, events).await,
         }
     }
 
@@ -133,33 +152,47 @@ impl Daemon {
     pub(crate) async fn refresh_image(
         &self,
         text: &str,
-        name: Option<&ImageName>,
+        wanted: &Wanted,
         kernel: &KernelRow,
         events: &UnboundedSender<Event>,
     ) -> anyhow::Result<ImageRow> {
         let _one = self.pulling.lock().await;
-        self.pull_image(text, name, kernel, events).await
+        let mut row = self.pull_image(text, wanted, kernel, events).await?;
+        if wanted.kernel.is_some() && row.kernel != wanted.kernel {
+            row.kernel.clone_from(&wanted.kernel);
+            let dir = self.paths.image(&row.name);
+            let file = tempfile::NamedTempFile::new_in(&dir).context("write what the image is")?;
+            serde_json::to_writer_pretty(&file, &row)?;
+            file.persist(dir.join(IMAGE_FILE)).context("write what the image is")?;
+            self.store.insert_image(&row)?;
+        }
+        Ok(row)
     }
 
     async fn pull_image(
         &self,
         text: &str,
-        name: Option<&ImageName>,
+        wanted: &Wanted,
         kernel: &KernelRow,
         events: &UnboundedSender<Event>,
     ) -> anyhow::Result<ImageRow> {
         let _ = events.send(Event::Step { label: format!("pull image {text}") });
         if let Some(recipe) = image::recipe(text) {
-            return self.pull_recipe(&recipe, name.map_or(text, ImageName::as_str), kernel, events).await;
+            if wanted.platform != Platform::host() {
+                let text = format!("image `{text}` is made for this machine, not for {}", wanted.platform);
+                return Err(WireError::new(ErrorCode::Invalid, text).hinted("leave `--platform` out").into());
+            }
+            let name = wanted.name.as_ref().map_or(text, ImageName::as_str);
+            return self.pull_recipe(&recipe, name, kernel, wanted.kernel.clone(), events).await;
         }
         if text.starts_with(LAYOUT_PREFIX) {
-            return self.pull_layout(text, name, events).await;
+            return self.pull_layout(text, wanted, events).await;
         }
         let reference: Reference = text.parse().map_err(|error| {
             WireError::from_error(ErrorCode::Invalid, &error)
                 .hinted(format!("{} can be pulled by name", recipes()))
         })?;
-        self.pull_reference(&reference, name, events).await
+        self.pull_reference(&reference, wanted, events).await
     }
 
     /// Makes an image of Debian's packages.
@@ -168,6 +201,7 @@ impl Daemon {
         recipe: &Recipe,
         name: &str,
         kernel: &KernelRow,
+        own_kernel: Option<String>,
         events: &UnboundedSender<Event>,
     ) -> anyhow::Result<ImageRow> {
         let sink = sink(events);
@@ -197,15 +231,20 @@ impl Daemon {
             size_bytes: summary.size_bytes,
             init: summary.init,
             config: ImageConfig::default(),
+            kernel: own_kernel,
+            sha256: String::new(),
+            filesystem: Filesystem::Ext4.name().to_owned(),
+            blobs: Vec::new(),
+            initrd: false,
         };
-        self.publish_image(staging, row)
+        self.publish_image(staging, row, events).await
     }
 
     /// Pulls an image from a registry.
     async fn pull_reference(
         &self,
         reference: &Reference,
-        name: Option<&ImageName>,
+        wanted: &Wanted,
         events: &UnboundedSender<Event>,
     ) -> anyhow::Result<ImageRow> {
         let explain = |error: OciError| {
@@ -215,16 +254,17 @@ impl Daemon {
             );
             WireError::from_error(ErrorCode::Failed, &error).hinted(hint_for(&error, &hint))
         };
+        let settings = Config::load()?;
         let config = RegistryConfig {
-            hosts: Config::load()?.hosts(),
-            docker_config_dir: docker_config_dir(),
+            hosts: settings.hosts(),
+            auth_files: auth_files(),
             cache_dir: self.paths.cache.join("blobs"),
-            ..RegistryConfig::default()
+            limits: settings.limits(),
         };
         let sink = sink(events);
-        let pull = OciPull::resolve(&config, reference, &Platform::host(), &sink).await.map_err(explain)?;
+        let pull = OciPull::resolve(&config, reference, &wanted.platform, &sink).await.map_err(explain)?;
         let source = reference.to_string();
-        let name = match name {
+        let name = match &wanted.name {
             Some(name) => name.to_string(),
             None => image_name(&source, &self.store.images()?),
         };
@@ -234,7 +274,8 @@ impl Daemon {
         }
         let staging = staging(&self.paths.state.join("images"))?;
         let image = pull.write_to(&staging.path().join(ROOTFS_FILE), &sink).await.map_err(explain)?;
-        self.publish_image(staging, oci_row(name, source, image))
+        let row = oci_row(name, source, image, wanted);
+        self.publish_image(staging, row, events).await
     }
 
     /// Returns what is stored under a name when it is this very image.
@@ -264,13 +305,26 @@ impl Daemon {
             .into())
     }
 
-    pub(crate) fn publish_image(
+    /// Makes a finished image visible, with the digest of its filesystem written down.
+    pub(crate) async fn publish_image(
         &self,
         staging: tempfile::TempDir,
-        row: ImageRow,
+        mut row: ImageRow,
+        events: &UnboundedSender<Event>,
     ) -> anyhow::Result<ImageRow> {
+        let _ = events.send(Event::Step { label: format!("write {}", row.name) });
+        let path = staging.path().join(row.rootfs_file());
+        row.size_bytes = std::fs::metadata(&path).context("look at the new image")?.len();
+        let hashed = tokio::task::spawn_blocking(move || sha256_of(&path));
+        row.sha256 = hashed.await.context("read the new image")?.context("read the new image")?;
+        if row.digest.is_empty() {
+            row.digest = format!("sha256:{}", row.sha256);
+        }
+        std::fs::write(staging.path().join(IMAGE_FILE), serde_json::to_vec_pretty(&row)?)
+            .context("write what the image is")?;
         open_to_vms(staging.path())?;
         publish(staging, &self.paths.image(&row.name))?;
+        // CRASH: files of the new image with the row of an old one; the next start takes the row from them.
         self.store.insert_image(&row)?;
         Ok(row)
     }
@@ -316,16 +370,18 @@ impl Daemon {
             config: &ImageConfig::default(),
             dir: dir.clone(),
             image: rootfs.to_owned(),
-            initramfs: initramfs::ensure(&kernel_dir, choice.vmm.driver())?,
+            filesystem: Filesystem::Ext4.name().to_owned(),
+            initramfs: initramfs::ensure(&kernel_dir, choice.vmm.driver(), Filesystem::Ext4.name())?,
+            modules: false,
             kernel: kernel_dir,
             choice,
             entropy: entropy()?,
             tsc_khz: self.tsc_khz().await,
             net: crate::net::NetPlan::none(),
             cgroup: None,
-            build: true,
+            boot: Boot::Build,
         });
-        let build = Build { staging: Some(staging) };
+        let build = Build::new(staging);
         let mut connection = vmsock::start(&plan).await?;
         connection.request(VmRequest::Watch).await?;
         watch_build(&mut connection, true).await?;
@@ -387,13 +443,17 @@ async fn watch_build(connection: &mut vmsock::Connection, until_ready: bool) -> 
     }
 }
 
-/// A directory of the store that a vm in its `build` works on. When that fails or is cancelled, the vm is ended before its files go:
-/// without them nobody would find it again.
+/// A directory of the store that a vm in its `build` works on. When that fails or is cancelled, the vm is ended before
+/// its files go: without them nobody would find it again.
 pub(crate) struct Build {
-    pub(crate) staging: Option<tempfile::TempDir>,
+    staging: Option<tempfile::TempDir>,
 }
 
 impl Build {
+    pub(crate) fn new(staging: tempfile::TempDir) -> Self {
+        Self { staging: Some(staging) }
+    }
+
     /// The vm has ended.
     pub(crate) fn done(mut self) -> anyhow::Result<tempfile::TempDir> {
         self.staging.take().context("the directory is there no more")
@@ -437,10 +497,17 @@ fn recipes() -> String {
     names.join(" and ")
 }
 
-/// Where docker keeps what its users logged in to.
-fn docker_config_dir() -> Option<PathBuf> {
+/// Where podman and docker keep what their users logged in to, in podman's order.
+fn auth_files() -> Vec<PathBuf> {
     let var = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    var("DOCKER_CONFIG").or_else(|| Some(var("HOME")?.join(".docker")))
+    let home = |name: &str| Some(var("HOME")?.join(name));
+    let files = [
+        var("REGISTRY_AUTH_FILE"),
+        var("XDG_RUNTIME_DIR").map(|dir| dir.join("containers/auth.json")),
+        var("XDG_CONFIG_HOME").or_else(|| home(".config")).map(|dir| dir.join("containers/auth.json")),
+        var("DOCKER_CONFIG").or_else(|| home(".docker")).map(|dir| dir.join("config.json")),
+    ];
+    files.into_iter().flatten().collect()
 }
 
 /// Makes a name for the store of a reference: `docker.io/library/debian:12` is `debian_12`. The underscore keeps it apart
@@ -467,17 +534,55 @@ pub(crate) fn image_name(source: &str, stored: &[ImageRow]) -> String {
     name
 }
 
+/// How an image is wanted in the store.
+#[derive(Debug)]
+pub(crate) struct Wanted {
+    /// Its name; made from the reference when absent.
+    pub(crate) name: Option<ImageName>,
+    /// What it is for.
+    pub(crate) platform: Platform,
+    /// The kernel of its vms; none is the default one.
+    pub(crate) kernel: Option<String>,
+}
+
+impl Default for Wanted {
+    fn default() -> Self {
+        Self { name: None, platform: Platform::host(), kernel: None }
+    }
+}
+
+/// Returns the sha256 of a file's content, in hex.
+pub(crate) fn sha256_of(path: &Path) -> std::io::Result<String> {
+    banger_image::oci::Digest::of_file(path).map(|digest| digest.hex().to_owned())
+}
+
+/// What the store says of a kernel.
+pub(crate) fn kernel_row(meta: KernelMeta) -> KernelRow {
+    KernelRow {
+        name: meta.name,
+        release: meta.release,
+        version: format!("{} {}", meta.package, meta.package_version),
+        arch: meta.arch,
+        created: now(),
+    }
+}
+
 /// What the store says of an image whose filesystem was made of an OCI image's layers.
-pub(crate) fn oci_row(name: String, source: String, image: OciImage) -> ImageRow {
+pub(crate) fn oci_row(name: String, source: String, image: OciImage, wanted: &Wanted) -> ImageRow {
     ImageRow {
         name,
         source,
         digest: image.digest.to_string(),
-        arch: architecture().to_owned(),
+        arch: wanted.platform.architecture().to_owned(),
         created: now(),
         size_bytes: image.size_bytes,
         init: image.init,
         config: image.config,
+        kernel: wanted.kernel.clone(),
+        sha256: String::new(),
+        filesystem: Filesystem::Ext4.name().to_owned(),
+        blobs: image.blobs.iter().map(ToString::to_string).collect(),
+        initrd: false,
     }
 }
 
@@ -544,6 +649,11 @@ mod tests {
             size_bytes: 0,
             init: None,
             config: ImageConfig::default(),
+            kernel: None,
+            sha256: String::new(),
+            filesystem: "ext4".to_owned(),
+            blobs: Vec::new(),
+            initrd: false,
         }
     }
 

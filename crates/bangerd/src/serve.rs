@@ -1,16 +1,24 @@
 //! The daemon's socket: one connection, one request.
 
-use crate::daemon::Daemon;
+use crate::daemon::{DEFAULT_KERNEL, Daemon};
+use crate::export::Download;
 use crate::load::{Load, Upload};
 use crate::paths::Paths;
 use crate::plan::CONSOLE_FILE;
+use crate::pull::Wanted;
 use crate::store::VmRow;
 use crate::{doctor, setup, vmsock};
 use anyhow::Context as _;
+use banger_image::debian::image;
+use banger_image::oci::Platform;
 use banger_wire::BUILD;
-use banger_wire::daemon::{Call, DaemonView, Event, ImageView, Outcome, Request, VmState, VmView};
+use banger_wire::daemon::{
+    Available, Call, DaemonView, Event, ImageView, KernelView, Outcome, Request, VmState, VmView,
+};
 use banger_wire::error::{ErrorCode, WireError};
-use banger_wire::frame::{Frame, Kind, MESSAGE_LEN_MAX};
+use banger_wire::exec::STDOUT;
+use banger_wire::frame::{DATA_LEN_MAX, Frame, Kind, MESSAGE_LEN_MAX};
+use banger_wire::names::KernelName;
 use banger_wire::stream::{FrameReader, FrameWriter};
 use banger_wire::vm::VmRequest;
 use rustix::fs::FlockOperation;
@@ -29,6 +37,10 @@ const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 /// Bytes of console in one frame.
 const LOG_CHUNK: usize = 32 * 1024;
 
+/// What the C library says of a full disk, and what can be done.
+const NO_SPACE: &str = "No space left on device";
+const NO_SPACE_HINT: &str =
+    "make room: `banger image cache prune --all`, `banger vm prune`, `banger image delete`";
 /// Pieces of a file that a client sends, of at most 64 KiB, that wait for their reader.
 const UPLOAD_PIECES: usize = 8;
 
@@ -181,7 +193,12 @@ fn finish(result: anyhow::Result<Outcome>) -> Event {
         Ok(outcome) => Event::Done(Box::new(outcome)),
         Err(error) => {
             tracing::info!("failed: {error:#}");
-            Event::Failed(wire_error(&error))
+            let mut wire = wire_error(&error);
+            // What is wrong then is not what was asked for.
+            if wire.causes.iter().chain([&wire.message]).any(|text| text.contains(NO_SPACE)) {
+                wire.hint = Some(NO_SPACE_HINT.to_owned());
+            }
+            Event::Failed(wire)
         }
     }
 }
@@ -198,7 +215,9 @@ async fn operate(
     let writing = tokio::spawn(write_events(writer, queue));
     let made: Made = Arc::default();
     let (input, upload) = channel(UPLOAD_PIECES);
-    let operation = perform(daemon.clone(), request, upload, events.clone(), made.clone());
+    let download: Arc<Mutex<Option<Download>>> = Arc::default();
+    let slot = Slots { made: made.clone(), download: download.clone() };
+    let operation = perform(daemon.clone(), request, upload, events.clone(), slot);
     tokio::pin!(operation);
     // What the client sent of a file, until there is room for it; more is not read meanwhile.
     let mut waiting = None;
@@ -228,31 +247,78 @@ async fn operate(
         }
         return;
     };
-    let _ = events.send(finish(result));
+    let download = download.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let Some(download) = download else {
+        let _ = events.send(finish(result));
+        drop(events);
+        let _ = writing.await;
+        return;
+    };
     drop(events);
-    let _ = writing.await;
+    let Ok(mut writer) = writing.await else { return };
+    let sent = send_file(&download, &mut reader, &mut writer).await;
+    let _ = writer.message(0, &finish(sent.and(result))).await;
+}
+
+/// Sends a file as data; a client that leaves ends it.
+async fn send_file(
+    download: &Download,
+    reader: &mut FrameReader<OwnedReadHalf>,
+    writer: &mut FrameWriter<OwnedWriteHalf>,
+) -> anyhow::Result<()> {
+    use std::os::unix::fs::FileExt as _;
+    let (mut at, mut piece) = (0, vec![0; DATA_LEN_MAX]);
+    loop {
+        let count = download.file.read_at(&mut piece, at).context("read the archive")?;
+        if count == 0 {
+            break;
+        }
+        at += count as u64;
+        let frame = Frame::data(0, STDOUT, piece[..count].to_vec());
+        let writing = writer.write(&frame);
+        tokio::pin!(writing);
+        loop {
+            tokio::select! {
+                written = &mut writing => break written?,
+                // Credits; the socket is what holds this up.
+                frame = reader.next() => if frame?.is_none() { anyhow::bail!("the client has gone") },
+            }
+        }
+    }
+    Ok(writer.write(&Frame::eof(0, STDOUT)).await?)
 }
 
 /// Sends events until there are no more, or nobody reads them.
-async fn write_events(mut writer: FrameWriter<OwnedWriteHalf>, mut queue: UnboundedReceiver<Event>) {
+async fn write_events(
+    mut writer: FrameWriter<OwnedWriteHalf>,
+    mut queue: UnboundedReceiver<Event>,
+) -> FrameWriter<OwnedWriteHalf> {
     while let Some(event) = queue.recv().await {
         if writer.message(0, &event).await.is_err() {
-            return;
+            break;
         }
     }
+    writer
 }
 
 /// The vm a request has made so far; it goes when the request is cancelled.
 type Made = Arc<Mutex<Option<VmRow>>>;
+
+/// What a request leaves besides its outcome.
+struct Slots {
+    made: Made,
+    /// What is sent to the client after everything else.
+    download: Arc<Mutex<Option<Download>>>,
+}
 
 async fn perform(
     daemon: Arc<Daemon>,
     request: Request,
     upload: Upload,
     events: UnboundedSender<Event>,
-    made: Made,
+    slots: Slots,
 ) -> anyhow::Result<Outcome> {
-    let note = |row: Option<VmRow>| *made.lock().unwrap_or_else(PoisonError::into_inner) = row;
+    let note = |row: Option<VmRow>| *slots.made.lock().unwrap_or_else(PoisonError::into_inner) = row;
     match request {
         Request::VmRun(spec) => {
             let row = daemon.create(&spec, VmState::Starting, &events).await?;
@@ -305,6 +371,12 @@ async fn perform(
             let views = rows.iter().map(|row| find_image(&daemon, &row.name));
             Ok(Outcome::Images(views.collect::<Result<_, _>>()?))
         }
+        Request::ImageExport { image, layout } => {
+            let row = daemon.find_image(&image)?.ok_or_else(|| no("image", &image))?;
+            let file = daemon.export(&row, layout.map(Into::into), &events).await?;
+            *slots.download.lock().unwrap_or_else(PoisonError::into_inner) = file;
+            Ok(Outcome::Done)
+        }
         parts => perform_parts(&daemon, parts, &events).await,
     }
 }
@@ -320,6 +392,11 @@ fn find_image(daemon: &Daemon, text: &str) -> anyhow::Result<ImageView> {
     Ok(found.ok_or_else(|| no("image", text))?)
 }
 
+fn find_kernel(daemon: &Daemon, name: &KernelName) -> anyhow::Result<KernelView> {
+    let found = daemon.kernels()?.into_iter().find(|kernel| kernel.name == *name);
+    Ok(found.ok_or_else(|| no("kernel", name.as_str()))?)
+}
+
 /// Images and kernels.
 async fn perform_parts(
     daemon: &Daemon,
@@ -327,34 +404,68 @@ async fn perform_parts(
     events: &UnboundedSender<Event>,
 ) -> anyhow::Result<Outcome> {
     match request {
-        Request::ImagePull { reference, name, kernel } => {
-            let kernel = kernel.map_or_else(|| "generic-6.12".to_owned(), String::from);
-            let kernel = daemon.ensure_kernel(&kernel, events).await?;
-            let row = daemon.refresh_image(&reference, name.as_ref(), &kernel, events).await?;
+        Request::ImagePull { reference, name, kernel, platform } => {
+            let platform = match platform {
+                Some(text) => {
+                    text.parse().map_err(|error| WireError::from_error(ErrorCode::Invalid, &error))?
+                }
+                None => Platform::host(),
+            };
+            let builder = kernel.as_ref().map_or(DEFAULT_KERNEL, KernelName::as_str);
+            let builder = daemon.ensure_kernel(builder, events).await?;
+            let wanted = Wanted { name, platform, kernel: kernel.map(String::from) };
+            let row = daemon.refresh_image(&reference, &wanted, &builder, events).await?;
             Ok(Outcome::Image(find_image(daemon, &row.name)?))
+        }
+        Request::ImageRegister(files) => {
+            let row = daemon.register(*files, events).await?;
+            Ok(Outcome::Image(find_image(daemon, &row.name)?))
+        }
+        Request::ImageCommit { vm, name } => {
+            let row = daemon.commit(&vm, &name, events).await?;
+            Ok(Outcome::Image(find_image(daemon, &row.name)?))
+        }
+        Request::ImageVerify { image } => {
+            let image = match image {
+                Some(image) => Some(daemon.find_image(&image)?.ok_or_else(|| no("image", &image))?),
+                None => None,
+            };
+            Ok(Outcome::Verified(daemon.verify(image, events).await?))
+        }
+        Request::ImageCachePrune { dry_run, all } => daemon.prune_cache(dry_run, all).await,
+        Request::ImageAvailable => {
+            let stored = daemon.store.images()?;
+            let available = image::RECIPES.iter().map(|recipe| Available {
+                name: recipe.name.to_owned(),
+                what: "Debian packages".to_owned(),
+                present: stored.iter().any(|row| row.name == recipe.name),
+            });
+            Ok(Outcome::Available(available.collect()))
         }
         Request::ImageList => Ok(Outcome::Images(daemon.images()?)),
         Request::ImageShow { image } => Ok(Outcome::Image(find_image(daemon, &image)?)),
-        Request::ImageDelete { image } => {
-            let found = find_image(daemon, &image)?;
-            let name = found.name.as_str();
-            daemon.delete_part("image", name, &found.used_by, &daemon.paths.image(name))
+        Request::ImageDelete { image } => daemon.delete_image(&find_image(daemon, &image)?),
+        Request::KernelPull { name, upgrade } => {
+            daemon.pull_kernel(name.as_str(), upgrade, events).await?;
+            Ok(Outcome::Kernel(find_kernel(daemon, &name)?))
         }
-        Request::KernelPull { name } => {
-            daemon.ensure_kernel(name.as_str(), events).await?;
-            let found = daemon.kernels()?.into_iter().find(|kernel| kernel.name == name);
-            Ok(Outcome::Kernel(found.ok_or_else(|| no("kernel", name.as_str()))?))
+        Request::KernelImport(files) => {
+            let name = files.name.clone();
+            daemon.import_kernel(*files, events).await?;
+            Ok(Outcome::Kernel(find_kernel(daemon, &name)?))
+        }
+        Request::KernelAvailable => {
+            let stored = daemon.store.kernels()?;
+            let available = banger_image::kernel::catalog().map(|name| Available {
+                name: name.to_owned(),
+                what: "Debian's cloud kernel".to_owned(),
+                present: stored.iter().any(|row| row.name == name),
+            });
+            Ok(Outcome::Available(available.collect()))
         }
         Request::KernelList => Ok(Outcome::Kernels(daemon.kernels()?)),
-        Request::KernelShow { name } => {
-            let found = daemon.kernels()?.into_iter().find(|kernel| kernel.name == name);
-            Ok(Outcome::Kernel(found.ok_or_else(|| no("kernel", name.as_str()))?))
-        }
-        Request::KernelDelete { name } => {
-            let found = daemon.kernels()?.into_iter().find(|kernel| kernel.name == name);
-            let found = found.ok_or_else(|| no("kernel", name.as_str()))?;
-            daemon.delete_part("kernel", name.as_str(), &found.used_by, &daemon.paths.kernel(name.as_str()))
-        }
+        Request::KernelShow { name } => Ok(Outcome::Kernel(find_kernel(daemon, &name)?)),
+        Request::KernelDelete { name } => daemon.delete_kernel(&find_kernel(daemon, &name)?),
         _ => Err(WireError::new(ErrorCode::Invalid, "an unknown request").into()),
     }
 }

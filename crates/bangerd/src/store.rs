@@ -7,11 +7,12 @@ use banger_wire::daemon::VmState;
 use banger_wire::names::{VmId, VmName};
 use banger_wire::size::Mebibytes;
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
+use serde::{Deserialize, Serialize};
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Each runs once, in its own transaction; never changed after a release.
-const MIGRATIONS: [&str; 2] = [
+const MIGRATIONS: [&str; 3] = [
     "
     CREATE TABLE image (
         name TEXT PRIMARY KEY, source TEXT NOT NULL, digest TEXT NOT NULL, arch TEXT NOT NULL,
@@ -31,6 +32,15 @@ const MIGRATIONS: [&str; 2] = [
     "
     ALTER TABLE vm ADD COLUMN vmm TEXT NOT NULL DEFAULT 'qemu';
     ALTER TABLE vm ADD COLUMN kvm INTEGER NOT NULL DEFAULT 0;
+",
+    // `kernel`: the image's own choice, null for the default one. `sha256`: of the filesystem, empty where it was not
+    // written down. `blobs`: what it was made of, digests as a JSON list. `initrd`: 1 for one of its own.
+    "
+    ALTER TABLE image ADD COLUMN kernel TEXT REFERENCES kernel (name);
+    ALTER TABLE image ADD COLUMN sha256 TEXT NOT NULL DEFAULT '';
+    ALTER TABLE image ADD COLUMN filesystem TEXT NOT NULL DEFAULT 'ext4';
+    ALTER TABLE image ADD COLUMN blobs TEXT NOT NULL DEFAULT '[]';
+    ALTER TABLE image ADD COLUMN initrd INTEGER NOT NULL DEFAULT 0;
 ",
 ];
 /// Users vms started by root run as: above every range that distributions hand out.
@@ -64,8 +74,8 @@ pub(crate) struct VmRow {
     pub(crate) kvm: bool,
 }
 
-/// A stored image.
-#[derive(Debug, Clone)]
+/// A stored image; also what `image.json` beside its filesystem says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ImageRow {
     pub(crate) name: String,
     pub(crate) source: String,
@@ -76,6 +86,23 @@ pub(crate) struct ImageRow {
     pub(crate) init: Option<String>,
     /// How its programs are started, as its maker wrote it down.
     pub(crate) config: ImageConfig,
+    /// The kernel it boots with, unless another is asked for; none is the default one.
+    pub(crate) kernel: Option<String>,
+    /// Digest of the filesystem; empty where nobody wrote it down.
+    pub(crate) sha256: String,
+    /// The filesystem's type, which is also how its file's name ends.
+    pub(crate) filesystem: String,
+    /// Digests of what it was made of.
+    pub(crate) blobs: Vec<String>,
+    /// It has an initrd of its own, which its vms boot with.
+    pub(crate) initrd: bool,
+}
+
+impl ImageRow {
+    /// Returns the name of its filesystem within its directory.
+    pub(crate) fn rootfs_file(&self) -> String {
+        format!("rootfs.{}", self.filesystem)
+    }
 }
 
 /// A stored kernel.
@@ -196,7 +223,7 @@ impl Store {
 
     pub(crate) fn insert_image(&self, row: &ImageRow) -> anyhow::Result<()> {
         self.lock().execute(
-            "INSERT OR REPLACE INTO image VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT OR REPLACE INTO image VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             params![
                 row.name,
                 row.source,
@@ -205,7 +232,12 @@ impl Store {
                 row.created,
                 row.size_bytes as i64,
                 row.init,
-                serde_json::to_string(&row.config)?
+                serde_json::to_string(&row.config)?,
+                row.kernel,
+                row.sha256,
+                row.filesystem,
+                serde_json::to_string(&row.blobs)?,
+                row.initrd
             ],
         )?;
         Ok(())
@@ -229,6 +261,11 @@ impl Store {
                 size_bytes: row.get::<_, i64>(5)?.unsigned_abs(),
                 init: row.get(6)?,
                 config: serde_json::from_str(&row.get::<_, String>(7)?).unwrap_or_default(),
+                kernel: row.get(8)?,
+                sha256: row.get(9)?,
+                filesystem: row.get(10)?,
+                blobs: serde_json::from_str(&row.get::<_, String>(11)?).unwrap_or_default(),
+                initrd: row.get(12)?,
             })
         })?;
         Ok(rows.collect::<Result<_, _>>()?)
@@ -332,7 +369,40 @@ fn parse_state(text: &str) -> anyhow::Result<VmState> {
 
 #[cfg(test)]
 mod tests {
-    use super::Store;
+    use super::{KernelRow, Store};
+
+    #[test]
+    fn an_image_of_the_first_schema_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("store.db");
+        let old = rusqlite::Connection::open(&path).unwrap();
+        old.execute_batch(super::MIGRATIONS[0]).unwrap();
+        let row = "INSERT INTO image VALUES ('a', 's', 'd', 'amd64', 1, 2, NULL, '{}')";
+        old.execute_batch(&format!("{row}; PRAGMA user_version = 1;")).unwrap();
+        drop(old);
+        let rows = Store::open(&path).unwrap().images().unwrap();
+        assert_eq!((rows[0].rootfs_file().as_str(), rows[0].sha256.as_str()), ("rootfs.ext4", ""));
+        assert_eq!((rows[0].kernel.as_deref(), rows[0].blobs.len(), rows[0].initrd), (None, 0, false));
+    }
+
+    #[test]
+    fn a_kernel_in_use_is_replaced_and_not_deleted() {
+        let store = Store::open(std::path::Path::new(":memory:")).unwrap();
+        let kernel = |version: &str| KernelRow {
+            name: "k".to_owned(),
+            release: version.to_owned(),
+            version: version.to_owned(),
+            arch: "amd64".to_owned(),
+            created: 0,
+        };
+        store.insert_kernel(&kernel("1")).unwrap();
+        let insert = "INSERT INTO image (name, source, digest, arch, created, size_bytes, config, kernel)
+                      VALUES ('i', '', '', '', 0, 0, '{}', 'k')";
+        store.lock().execute(insert, []).unwrap();
+        store.insert_kernel(&kernel("2")).unwrap();
+        assert_eq!(store.kernels().unwrap()[0].version, "2");
+        assert!(store.delete_kernel("k").is_err(), "an image boots with it");
+    }
 
     #[test]
     fn a_later_schema_is_refused() {

@@ -88,7 +88,7 @@ impl Daemon {
         std::fs::create_dir(&dir)?;
         File::create(dir.join(DISK_FILE))?.set_len(DISK_LEN)?;
         let plan = VmPlan { id: self.new_id()?, ..plan(of, dir.clone()) };
-        let build = Build { staging: Some(staging) };
+        let build = Build::new(staging);
         let mut connection = vmsock::start(&plan).await?;
         connection.request(VmRequest::Watch).await?;
         let end = loop {

@@ -215,28 +215,43 @@ pub(crate) fn outside_pid(supervisor: i32, inside: i32) -> Option<i32> {
 /// # Errors
 /// When the session can't be opened or is lost.
 pub(crate) async fn exec(dir: &Path, spec: ExecSpec) -> anyhow::Result<(ExitStatus, String)> {
+    let mut output: Vec<u8> = Vec::new();
+    let take = |bytes: &[u8]| {
+        output.extend_from_slice(bytes);
+        output.drain(..output.len().saturating_sub(OUTPUT_MAX));
+        Ok(())
+    };
+    let status = stream(dir, SessionKind::Exec(Box::new(spec)), take).await?;
+    Ok((status, String::from_utf8_lossy(&output).into_owned()))
+}
+
+/// Opens a session without input and hands its output on as it arrives.
+///
+/// # Errors
+/// When the session can't be opened or is lost, what it does fails, or `take` does.
+pub(crate) async fn stream(
+    dir: &Path,
+    what: SessionKind,
+    mut take: impl FnMut(&[u8]) -> anyhow::Result<()>,
+) -> anyhow::Result<ExitStatus> {
     let mut connection = connect(dir).await?;
-    let what = SessionKind::Exec(Box::new(spec));
     connection.request(VmRequest::Open { what, lease: false }).await?;
     match connection.event().await?.context("the vm has ended")? {
         VmEvent::Accepted => {}
         VmEvent::Refused(error) => return Err(error.into()),
         _ => bail!("the supervisor gave an unexpected answer"),
     }
-    connection.writer.write(&Frame::eof(0, banger_wire::exec::STDIN)).await?;
-    let mut output: Vec<u8> = Vec::new();
+    let _ = connection.writer.write(&Frame::eof(0, banger_wire::exec::STDIN)).await;
     while let Some(frame) = connection.reader.next().await? {
         match frame.kind {
             Kind::Data => {
                 let len = u32::try_from(frame.payload.len())?;
-                output.extend_from_slice(&frame.payload);
-                output.drain(..output.len().saturating_sub(OUTPUT_MAX));
-                connection.writer.write(&Frame::credit(0, frame.channel, len)).await?;
+                take(&frame.payload)?;
+                // After the last piece nobody may be there to take it; what was said before that is still read.
+                let _ = connection.writer.write(&Frame::credit(0, frame.channel, len)).await;
             }
             Kind::Message => match frame.parse()? {
-                SessionEvent::Exited(status) => {
-                    return Ok((status, String::from_utf8_lossy(&output).into_owned()));
-                }
+                SessionEvent::Exited(status) => return Ok(status),
                 SessionEvent::Failed(error) => return Err(error.into()),
                 SessionEvent::Started { .. } => {}
             },

@@ -1,6 +1,6 @@
 //! Images from a real registry: Debian's docker-registry, filled by skopeo.
 
-use crate::support::{Owner, has, is_root, run, show, skip};
+use crate::support::{IMAGE, Owner, has, is_root, run, show, skip};
 use banger_tests::{code_that_prints, static_program};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
@@ -46,11 +46,12 @@ impl Registry {
         );
         let file = dir.path().join("config.yml");
         std::fs::write(&file, config).unwrap();
+        let log = std::fs::File::create(dir.path().join("log")).unwrap();
         let process = Command::new("docker-registry")
             .arg("serve")
             .arg(&file)
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
             .spawn()
             .unwrap();
         let registry = Self { process, port, dir };
@@ -298,4 +299,194 @@ fn the_default_image_runs_docker() {
                   docker run --rm local:test /busybox echo inside a container";
     let output = owner.ok(["exec", "dock", "--", "sh", "-ec", script]);
     assert_eq!(output, "inside a container\n");
+}
+
+/// An image of one static program and `files` files of a mebibyte each, of which `seed` decides the content.
+fn bulky_layout(dir: &Path, name: &str, files: u32, seed: u8) -> PathBuf {
+    let tree = dir.join(format!("{name}.d"));
+    install(&tree.join("hello"), &static_program(&code_that_prints("hello\n", seed)));
+    for number in 0..files {
+        // Nothing compresses it, so that there is something to do.
+        let mut state = u64::from(number) << 8 | u64::from(seed) | 1 << 40;
+        let mut content = Vec::with_capacity(1 << 20);
+        while content.len() < 1 << 20 {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            content.extend_from_slice(&state.to_le_bytes());
+        }
+        std::fs::write(tree.join(format!("file-{number}")), content).unwrap();
+    }
+    let layout = dir.join(name);
+    run(Command::new("umoci").args(["init", "--layout"]).arg(&layout));
+    let image = format!("{}:it", layout.display());
+    run(Command::new("umoci").args(["new", "--image", &image]));
+    run(Command::new("umoci").args(["insert", "--rootless", "--image", &image]).arg(&tree).arg("/"));
+    run(Command::new("chmod").args(["-R", "a+rX"]).arg(dir));
+    layout
+}
+
+#[test]
+fn a_daemon_killed_at_any_point_of_a_pull_leaves_a_store_that_verifies() {
+    if prerequisites(&["umoci"]).is_none() {
+        return;
+    }
+    let (owner, dir) = (Owner::with_store(), tempfile::tempdir().unwrap());
+    let layouts = [1, 2].map(|seed| bulky_layout(dir.path(), &format!("layout-{seed}"), 24, seed));
+    let pull = |layout: &Path| {
+        let reference = format!("oci:{}:it", layout.display());
+        owner.banger(["image", "pull", &reference, "--name", "victim"]).output().unwrap()
+    };
+    let started = std::time::Instant::now();
+    assert!(pull(&layouts[0]).status.success(), "{}", owner.logs());
+    let whole = started.elapsed();
+    let (mut killed, mut seen) = (0, std::collections::BTreeSet::new());
+    let rounds: u32 = 14;
+    for round in 0..rounds {
+        let status = owner.json(&["daemon", "status", "--json"]);
+        let pid = rustix::process::Pid::from_raw(status["pid"].as_i64().unwrap() as i32).unwrap();
+        let killer = std::thread::spawn({
+            let wait = whole * (round + 1) / rounds;
+            move || {
+                std::thread::sleep(wait);
+                rustix::process::kill_process(pid, rustix::process::Signal::KILL)
+            }
+        });
+        // Each time the other one, which replaces it.
+        let output = pull(&layouts[(round as usize + 1) % 2]);
+        let _ = killer.join().unwrap();
+        killed += u32::from(!output.status.success());
+        // A process that is dying may still take a connection.
+        crate::support::wait_for("another daemon answers", || {
+            let output = owner.banger(["image", "list"]).output().unwrap();
+            if output.status.success() { Ok(()) } else { Err(show(&output)) }
+        });
+        let verified = owner.ok(["image", "verify"]);
+        assert!(verified.contains("ok   image victim: ext4, sha256 "), "{verified}");
+        assert!(verified.contains("ok   directories: nothing is left over"), "{verified}");
+        let shown = owner.json(&["image", "show", "victim", "--json"]);
+        seen.insert(shown["digest"].as_str().unwrap().to_owned());
+    }
+    println!("{killed} of {rounds} pulls were cut short, in {:.1} s each", whole.as_secs_f64());
+    assert!(killed > rounds / 3, "{killed}");
+    assert_eq!(seen.len(), 2, "one was replaced by the other");
+}
+
+#[test]
+fn a_full_disk_is_said_and_leaves_nothing() {
+    if !is_root() {
+        return skip("a full disk: mounting a small one needs root");
+    }
+    if prerequisites(&["umoci", "unshare", "mount"]).is_none() {
+        return;
+    }
+    let (owner, dir) = (Owner::with_store(), tempfile::tempdir().unwrap());
+    let small = bulky_layout(dir.path(), "small", 2, 1);
+    let large = bulky_layout(dir.path(), "large", 40, 2);
+    let state = owner.home().join("state");
+    std::fs::create_dir(&state).unwrap();
+    // A mount of nobody else; the daemon ends with it.
+    let script = format!(
+        "set -e; mount -t tmpfs -o size=24m,mode=700 tmpfs {state}; chown {uid}:{uid} {state}; \
+         exec setpriv --reuid={uid} --regid={uid} --clear-groups -- sh -c '\
+         banger image pull oci:{small}:it --name small; \
+         banger image pull oci:{large}:it --name large; echo status $?; \
+         ls -A {state}/images; banger image delete {IMAGE}; banger image verify; banger image list; banger daemon stop'",
+        state = state.display(),
+        small = small.display(),
+        large = large.display(),
+        uid = owner.uid().unwrap(),
+    );
+    let path =
+        owner.banger(["version"]).get_envs().find(|(key, _)| *key == "PATH").unwrap().1.unwrap().to_owned();
+    let kernels = owner.state().join("kernels");
+    let database = owner.state().join("banger.db");
+    let script = script.replace(
+        "exec setpriv",
+        &format!("cp -a {} {} {}; exec setpriv", kernels.display(), database.display(), state.display()),
+    );
+    let output = Command::new("unshare")
+        .args(["--mount", "sh", "-c", &script.replace("size=24m", "size=120m")])
+        .env_clear()
+        .env("PATH", path)
+        .env("HOME", owner.home())
+        .env("BANGER_STATE_DIR", &state)
+        .current_dir("/")
+        .output()
+        .unwrap();
+    let (text, said) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(text.contains("pulled small\n") && text.contains("status 1\n"), "{}", show(&output));
+    assert!(said.contains("No space left on device") && said.contains("hint: make room: "), "{said}");
+    assert!(text.contains("ok   image small: ext4, sha256 "), "{}", show(&output));
+    assert!(text.contains("ok   directories: nothing is left over"), "{}", show(&output));
+    assert!(!text.contains(".new-"), "{}", show(&output));
+}
+
+#[test]
+fn pulls_of_one_image_at_a_time_do_the_work_once() {
+    if prerequisites(&["umoci", "skopeo", "docker-registry"]).is_none() {
+        return;
+    }
+    let (owner, dir, registry) = (Owner::with_store(), tempfile::tempdir().unwrap(), Registry::start());
+    let layout = bulky_layout(dir.path(), "layout", 16, 3);
+    let reference = registry.reference("bulky:1");
+    run(Command::new("skopeo")
+        .args(["copy", "-q", "--insecure-policy", "--dest-tls-verify=false"])
+        .args([format!("oci:{}:it", layout.display()), format!("docker://{reference}")]));
+    // Starts the daemon.
+    owner.ok(["image", "list"]);
+    let children: Vec<Child> = (0..3)
+        .map(|_| {
+            let mut command = owner.banger(["image", "pull", &reference]);
+            command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+        })
+        .collect();
+    for child in children {
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "{}", show(&output));
+    }
+    let log = std::fs::read_to_string(registry.dir.path().join("log")).unwrap();
+    let gets = log.lines().filter(|line| line.contains("\"GET ") && line.contains("/blobs/sha256:")).count();
+    // The configuration and the layer.
+    assert_eq!(gets, 2, "{log}");
+    let cache = owner.home().join(".cache/banger/blobs/sha256");
+    assert_eq!(std::fs::read_dir(&cache).unwrap().count(), 2);
+    let line = owner.ok(["image", "cache", "prune", "--dry-run"]);
+    assert!(line.starts_with("would remove 0 files and free 0 B; "), "{line}");
+    owner.ok(["image", "delete", &reference]);
+    let line = owner.ok(["image", "cache", "prune", "--dry-run"]);
+    assert!(line.starts_with("would remove 2 files and free 16."), "{line}");
+    assert_eq!(std::fs::read_dir(&cache).unwrap().count(), 2);
+    let line = owner.ok(["image", "cache", "prune"]);
+    assert!(line.starts_with("removed 2 files, freed 16.") && line.ends_with("; 0 B stay\n"), "{line}");
+    assert_eq!(std::fs::read_dir(&cache).unwrap().count(), 0);
+}
+
+#[test]
+fn an_image_without_an_init_does_what_it_was_made_for() {
+    if prerequisites(&["docker-registry", "skopeo", "gzip", "busybox"]).is_none() {
+        return;
+    }
+    let (owner, registry) = (Owner::with_store(), Registry::start());
+    let tree = registry.layer("tree");
+    install(&tree.join("bin/busybox"), &std::fs::read("/bin/busybox").unwrap());
+    for name in ["sh", "echo", "env"] {
+        std::os::unix::fs::symlink("busybox", tree.join("bin").join(name)).unwrap();
+    }
+    let config =
+        json!({"Entrypoint": ["/bin/echo", "entry"], "Cmd": ["and", "a word"], "Env": ["PATH=/bin"]});
+    registry.push("made:1", &[(&tree, "gzip")], config);
+    let image = registry.reference("made:1");
+    let run = |args: &[&str]| {
+        let common = ["run", "--rm", "--memory", "256M", "--image", &image];
+        let output = owner.banger(common.iter().chain(args)).output().unwrap();
+        assert!(output.status.success(), "{}{}", show(&output), owner.logs());
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert_eq!(run(&[]), "entry and a word\n");
+    // What is named is run as it is, without the entrypoint before it.
+    assert_eq!(run(&["--", "echo", "mine"]), "mine\n");
+    let shown = owner.json(&["image", "show", &image, "--json"]);
+    assert_eq!(shown["entrypoint"], json!(["/bin/echo", "entry"]));
+    owner.assert_nothing_left();
 }

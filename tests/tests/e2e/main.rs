@@ -4,6 +4,7 @@
 mod cgroup;
 mod daemon;
 mod errors;
+mod files;
 mod images;
 mod kvm;
 mod lifecycle;

@@ -138,6 +138,11 @@ impl Owner {
         self.home.path()
     }
 
+    /// Returns the owner's uid, where it is not that of whoever runs the tests.
+    pub(crate) fn uid(&self) -> Option<u32> {
+        self.uid
+    }
+
     pub(crate) fn state(&self) -> PathBuf {
         self.home().join(".local/state/banger")
     }

@@ -1,9 +1,9 @@
-//! Kernels: from Debian's signed kernel package to a directory a vm can boot from.
+//! Kernels: from Debian's signed kernel package, or files of this machine, to a directory a vm can boot from.
 //!
 //! ```text
 //! vmlinux        the plain kernel
 //! boot/          modules an initramfs may need, unpacked, and modules.list: what each needs, in load order
-//! modules.ext4   the whole module tree, mounted read-only at /lib/modules/<release> in guests
+//! modules.ext4   the whole module tree, mounted read-only at /lib/modules/<release> in guests; where it has modules
 //! kernel.json    what this is and where it came from
 //! ```
 //!
@@ -12,6 +12,7 @@
 
 pub mod depmod;
 mod elf;
+pub mod import;
 pub mod kmod_index;
 pub mod module;
 pub mod vmlinux;
@@ -114,6 +115,37 @@ pub enum KernelError {
     /// The filesystem with the modules.
     #[error("could not write the kernel's module tree")]
     Rootfs(#[from] RootfsError),
+    /// No kernel in a directory.
+    #[error("there is no kernel in `{}`: a file that is called `vmlinuz`, `vmlinux`, `bzImage` or `Image`, or so with a release", .0.display())]
+    NotFound(PathBuf),
+    /// More than one, and none was named.
+    #[error("there are several kernels: {0}")]
+    Several(String),
+    /// The kernel doesn't say what it is.
+    #[error("the kernel does not say which release it is, so it is not one of Linux")]
+    NoRelease,
+    /// Modules of another kernel.
+    #[error("there are no modules of release `{release}`, which the kernel is, in `{}`", .path.display())]
+    OtherModules {
+        /// Where they should be.
+        path: PathBuf,
+        /// The kernel's release.
+        release: String,
+    },
+    /// A directory without modules.
+    #[error("there is no module in `{}`", .0.display())]
+    NoModules(PathBuf),
+    /// A vm of it could not do anything.
+    #[error("the kernel has no driver `{0}`, neither built in nor as a module")]
+    NoDriver(&'static str),
+    /// A file of this machine can't be read.
+    #[error("could not read `{}`", .path.display())]
+    Read {
+        /// The file or directory.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
     /// The directory can't be written.
     #[error("could not write `{}`", .path.display())]
     Write {
@@ -226,6 +258,28 @@ struct Contents {
 
 fn build(deb: &Path, name: &str, package: &Package, dir: &Path) -> Result<KernelMeta, KernelError> {
     let contents = read_package(&Deb::open(deb)?)?;
+    let origin = Origin {
+        name: name.to_owned(),
+        package: package.name.clone(),
+        version: package.version.to_string(),
+        source: package.url.clone(),
+        sha256: package.sha256.clone(),
+    };
+    write_kernel(&contents, origin, dir)
+}
+
+/// What a kernel is called and where it came from.
+#[derive(Debug)]
+struct Origin {
+    name: String,
+    package: String,
+    version: String,
+    source: String,
+    sha256: String,
+}
+
+/// Makes the directory.
+fn write_kernel(contents: &Contents, origin: Origin, dir: &Path) -> Result<KernelMeta, KernelError> {
     let (kernel, modules) = std::thread::scope(|scope| {
         let kernel = scope.spawn(|| vmlinux::extract(&contents.kernel));
         let modules = parse_modules(&contents.tree);
@@ -241,17 +295,19 @@ fn build(deb: &Path, name: &str, package: &Package, dir: &Path) -> Result<Kernel
     );
     let mut out = Output { dir, sha256: BTreeMap::new() };
     out.write("vmlinux", &kernel)?;
-    write_boot_modules(&mut out, &tree, &contents)?;
-    write_module_tree(&mut out, &tree, &contents)?;
+    write_boot_modules(&mut out, &tree, contents)?;
+    if !contents.tree.is_empty() {
+        write_module_tree(&mut out, &tree, contents)?;
+    }
     let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs());
     let meta = KernelMeta {
-        name: name.to_owned(),
-        release: contents.release,
+        name: origin.name,
+        release: contents.release.clone(),
         arch: architecture().to_owned(),
-        package: package.name.clone(),
-        package_version: package.version.to_string(),
-        source: package.url.clone(),
-        source_sha256: package.sha256.clone(),
+        package: origin.package,
+        package_version: origin.version,
+        source: origin.source,
+        source_sha256: origin.sha256,
         sha256: out.sha256.clone(),
         created,
     };

@@ -253,7 +253,10 @@ mod tests {
     #[test]
     fn unpacks_every_format() {
         let kernel = executable();
-        let payloads = [gzip(&kernel), zstd::stream::encode_all(&kernel[..], 1).unwrap(), lz4(&kernel)];
+        let mut xz = lzma_rust2::XzWriter::new(Vec::new(), lzma_rust2::XzOptions::with_preset(1)).unwrap();
+        xz.write_all(&kernel).unwrap();
+        let xz = xz.finish().unwrap();
+        let payloads = [gzip(&kernel), xz, zstd::stream::encode_all(&kernel[..], 1).unwrap(), lz4(&kernel)];
         for mut payload in payloads {
             payload.extend_from_slice(&(kernel.len() as u32).to_le_bytes());
             assert_eq!(extract(&bzimage(&payload)).unwrap(), kernel);

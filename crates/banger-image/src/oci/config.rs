@@ -10,8 +10,9 @@ use super::limits::Limits;
 pub struct RegistryConfig {
     /// Settings of single registries, by host with port as in a reference. `docker.io` is called that.
     pub hosts: BTreeMap<String, HostConfig>,
-    /// The directory of docker's `config.json`, from which credentials are taken.
-    pub docker_config_dir: Option<PathBuf>,
+    /// Files of docker's and podman's format that credentials are taken from; the first that has some for a registry
+    /// counts.
+    pub auth_files: Vec<PathBuf>,
     /// Where blobs are kept, shared by all images.
     pub cache_dir: PathBuf,
     /// How much an image may be.

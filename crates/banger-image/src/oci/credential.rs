@@ -1,6 +1,6 @@
-//! Credentials, where docker's tools keep them.
+//! Credentials, where docker's and podman's tools keep them.
 //!
-//! `config.json` names them itself, or a helper program for a registry, or one for all. A helper is a program of the user,
+//! docker's `config.json` and podman's `auth.json` name them themselves, or a helper program for a registry, or one for all. A helper is a program of the user,
 //! found on the path, that is given a registry's address and answers in json: the one place of this crate that starts a
 //! process. Secrets are never part of a message or of `Debug` output.
 
@@ -138,9 +138,18 @@ struct Auth {
     registrytoken: String,
 }
 
-/// Looks up the credentials for a registry; none is not an error.
-pub(crate) async fn find(dir: &Path, host: &str) -> Result<Option<Credential>, CredentialError> {
-    let path = dir.join("config.json");
+/// Looks up the credentials for a registry in files, in order; none is not an error.
+pub(crate) async fn find(files: &[PathBuf], host: &str) -> Result<Option<Credential>, CredentialError> {
+    for path in files {
+        if let Some(found) = find_in(path, host).await? {
+            return Ok(Some(found));
+        }
+    }
+    Ok(None)
+}
+
+async fn find_in(path: &Path, host: &str) -> Result<Option<Credential>, CredentialError> {
+    let path = path.to_owned();
     let Some(text) = read(&path)? else { return Ok(None) };
     let config: DockerConfig = serde_json::from_slice(&text)
         .map_err(|source| CredentialError::Parse { path: path.clone(), source })?;
@@ -177,10 +186,14 @@ fn read(path: &Path) -> Result<Option<Vec<u8>>, CredentialError> {
     Ok(Some(text))
 }
 
-/// A key without scheme and path, which older versions wrote.
+/// A key without scheme and the path of the interface, which older versions wrote. One with another path is podman's, for
+/// some of the registry's repositories; it is left as it is, so it is no registry's.
 fn normalised(key: &str) -> String {
     let key = key.strip_prefix("https://").or_else(|| key.strip_prefix("http://")).unwrap_or(key);
-    key.split('/').next().unwrap_or("").to_ascii_lowercase()
+    match key.split_once('/') {
+        Some((host, "" | "v1" | "v1/" | "v2" | "v2/")) => host.to_ascii_lowercase(),
+        _ => key.to_ascii_lowercase(),
+    }
 }
 
 fn keys(host: &str) -> Vec<String> {
@@ -274,7 +287,7 @@ mod tests {
     async fn lookup(json: &str, host: &str) -> Result<Option<Credential>, CredentialError> {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("config.json"), json).unwrap();
-        find(dir.path(), host).await
+        find(&[dir.path().join("config.json")], host).await
     }
 
     fn basic(username: &str, password: &str) -> Option<Credential> {
@@ -295,7 +308,23 @@ mod tests {
         assert_eq!(lookup(json, "reg.example").await.unwrap(), None);
         assert!(lookup(json, "bad.example").await.is_err());
         assert!(lookup("{", "x").await.is_err());
-        assert_eq!(find(Path::new("/nonexistent"), "x").await.unwrap(), None);
+        assert_eq!(find(&["/nonexistent".into()], "x").await.unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn the_first_file_that_has_some_counts() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = |name: &str, json: &str| {
+            std::fs::write(dir.path().join(name), json).unwrap();
+            dir.path().join(name)
+        };
+        let podman =
+            r#"{"auths": {"a.example": {"auth": "bWU6b25l"}, "b.example/team": {"auth": "bWU6dGVhbQ=="}}}"#;
+        let docker = r#"{"auths": {"a.example": {"auth": "bWU6dHdv"}, "b.example": {"auth": "bWU6dHdv"}}}"#;
+        let files = [dir.path().join("missing"), file("auth.json", podman), file("config.json", docker)];
+        assert_eq!(find(&files, "a.example").await.unwrap(), basic("me", "one"));
+        assert_eq!(find(&files, "b.example").await.unwrap(), basic("me", "two"), "not a team's");
+        assert_eq!(find(&files[..2], "b.example").await.unwrap(), None);
     }
 
     #[tokio::test]

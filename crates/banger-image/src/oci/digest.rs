@@ -24,6 +24,14 @@ impl Digest {
         Self(hex(Sha256::digest(bytes)))
     }
 
+    /// Computes the digest of a file's content.
+    ///
+    /// # Errors
+    /// When it can't be read.
+    pub fn of_file(path: &std::path::Path) -> std::io::Result<Self> {
+        crate::partial::hash_file(&mut std::fs::File::open(path)?).map(Self)
+    }
+
     /// Takes the result of a computation.
     pub(crate) fn from_hash(hash: Sha256) -> Self {
         Self(hex(hash.finalize()))

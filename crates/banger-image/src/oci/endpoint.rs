@@ -92,7 +92,7 @@ pub(crate) struct Endpoint {
     /// What the registry is called in configurations.
     host: String,
     is_mirror: bool,
-    docker_config_dir: Option<PathBuf>,
+    auth_files: Vec<PathBuf>,
     /// The header that worked last. Whoever finds it stale holds the lock while asking for another.
     authorization: tokio::sync::Mutex<Option<HeaderValue>>,
 }
@@ -156,7 +156,7 @@ impl Endpoint {
             repository,
             host: host.to_owned(),
             is_mirror,
-            docker_config_dir: config.docker_config_dir.clone(),
+            auth_files: config.auth_files.clone(),
             authorization: tokio::sync::Mutex::new(None),
         })
     }
@@ -268,12 +268,9 @@ impl Endpoint {
     async fn authenticate(&self, response: &Response) -> Result<HeaderValue, RegistryError> {
         let values = response.headers().get_all(WWW_AUTHENTICATE);
         let challenge = Challenge::best(values.iter().filter_map(|value| value.to_str().ok()));
-        let credential = match &self.docker_config_dir {
-            Some(dir) => credential::find(dir, &self.host)
-                .await
-                .map_err(|source| RegistryError::Credential { host: self.host.clone(), source })?,
-            None => None,
-        };
+        let credential = credential::find(&self.auth_files, &self.host)
+            .await
+            .map_err(|source| RegistryError::Credential { host: self.host.clone(), source })?;
         let known = credential.is_some();
         let unauthorized = || RegistryError::Unauthorized { host: self.host.clone(), known };
         let header = match (challenge, &credential) {

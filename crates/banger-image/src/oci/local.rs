@@ -200,6 +200,7 @@ impl LocalImage {
             size_bytes: summary.size_bytes,
             init: summary.init,
             config: self.config,
+            blobs: Vec::new(),
         })
     }
 }

@@ -83,6 +83,8 @@ pub struct OciImage {
     pub init: Option<String>,
     /// How it is started.
     pub config: ImageConfig,
+    /// Its configuration and layers, as the cache has them; none of an image without a registry.
+    pub blobs: Vec<Digest>,
 }
 
 /// An image that was found in a registry and not downloaded yet.
@@ -94,6 +96,7 @@ pub struct OciPull {
     limits: Limits,
     digest: Digest,
     platform: Platform,
+    config_blob: Digest,
     layers: Vec<Descriptor>,
     diff_ids: Vec<Digest>,
     config: ImageConfig,
@@ -145,6 +148,7 @@ impl OciPull {
             limits: limits.clone(),
             digest: fetched.digest,
             platform: platform.clone(),
+            config_blob: config_blob.digest,
             layers,
             diff_ids: parsed.diff_ids,
             config: parsed.image,
@@ -220,6 +224,10 @@ impl OciPull {
             size_bytes: summary.size_bytes,
             init: summary.init,
             config: self.config.clone(),
+            blobs: std::iter::once(&self.config_blob)
+                .chain(self.unique_layers().map(|layer| &layer.digest))
+                .cloned()
+                .collect(),
         })
     }
 

@@ -8,6 +8,7 @@
 )]
 
 mod archive;
+mod compare;
 mod layers;
 mod local;
 mod model;

@@ -136,7 +136,7 @@ async fn an_index_leads_to_the_platform() {
 
 fn write_config(place: &mut Place, json: &str) {
     std::fs::write(place.dir.path().join("config.json"), json).unwrap();
-    place.config.docker_config_dir = Some(place.dir.path().to_owned());
+    place.config.auth_files = vec![place.dir.path().join("config.json")];
 }
 
 #[tokio::test]

@@ -169,10 +169,49 @@ fn parse_xattrs(text: &str) -> BTreeMap<String, String> {
             let (name, rest) = line.trim_start().split_once(" (")?;
             let value = rest.split_once(") = ").map_or("", |(_, value)| value).trim();
             let hex: String = match value.strip_prefix('"') {
-                Some(text) => text.trim_end_matches('"').bytes().map(|byte| format!("{byte:02x}")).collect(),
+                Some(text) => hex(&unescaped(text.strip_suffix('"').unwrap_or(text).as_bytes())),
                 None => value.split_whitespace().collect(),
             };
+            let hex = if name.starts_with("system.posix_acl_") { acl(&hex) } else { hex };
             Some((name.to_owned(), hex))
         })
         .collect()
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// debugfs writes the bytes of a text that can't be printed as three octal digits.
+fn unescaped(mut text: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    while let Some((first, rest)) = text.split_first() {
+        let digits = rest.get(..3).filter(|digits| *first == b'\\' && digits.iter().all(u8::is_ascii_digit));
+        let octal = digits.and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok());
+        bytes.push(octal.unwrap_or(*first));
+        text = if octal.is_some() { &rest[3..] } else { rest };
+    }
+    bytes
+}
+
+/// An access control list as programs see it, of the one on the disk: there only entries of a named user or group say
+/// whose they are.
+fn acl(disk: &str) -> String {
+    let bytes: Vec<u8> = disk
+        .as_bytes()
+        .chunks(2)
+        .map(|b| u8::from_str_radix(std::str::from_utf8(b).unwrap(), 16).unwrap())
+        .collect();
+    if bytes.get(..4) != Some(&[1, 0, 0, 0]) {
+        return disk.to_owned();
+    }
+    let mut list = vec![2, 0, 0, 0];
+    let mut rest = &bytes[4..];
+    while let Some((entry, tail)) = rest.split_first_chunk::<4>() {
+        let is_named = matches!(entry[0], 2 | 8);
+        let id = if is_named { tail[..4].to_vec() } else { vec![255; 4] };
+        list.extend(entry.iter().chain(&id));
+        rest = if is_named { &tail[4..] } else { tail };
+    }
+    hex(&list)
 }

@@ -248,6 +248,7 @@ fn started(socket: &str) -> StartedVm {
         socket: socket.to_owned(),
         timings: vec![Timing { stage: "kernel".to_owned(), ms: 640 }],
         ready_ms: 1840,
+        command: Vec::new(),
     }
 }
 

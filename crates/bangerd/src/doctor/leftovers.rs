@@ -106,7 +106,8 @@ fn old_files(dir: &Path, age: Duration, is_wanted: impl Fn(&str) -> bool) -> Vec
     found
 }
 
-fn is_locked(path: &Path) -> bool {
+/// Returns true when somebody holds the file's lock.
+pub(crate) fn is_locked(path: &Path) -> bool {
     let Ok(file) = std::fs::File::open(path) else { return false };
     rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err()
 }

@@ -619,7 +619,7 @@ impl From<NetArg> for NetMode {
 pub(crate) enum VmmArg {
     /// Firecracker where KVM works and this banger can use it, else QEMU.
     Auto,
-    /// Firecracker, which needs KVM; not supported yet.
+    /// Firecracker, which needs KVM.
     Firecracker,
     /// QEMU, with KVM where that works.
     Qemu,

@@ -98,16 +98,16 @@ pub(crate) fn remove_socket(path: &Path) -> std::io::Result<()> {
 }
 
 impl Link {
-    /// Begins the conversation; control messages of the guest arrive on the returned queue. What is sent before the agent
-    /// has connected waits for that.
-    pub(crate) async fn connect(source: Source) -> std::io::Result<(Self, mpsc::Receiver<GuestMessage>)> {
-        Ok(match source {
-            Source::Dial(path) => Self::start(std::future::ready(Ok(connect(&path).await?))),
+    /// Begins the conversation; control messages of the guest arrive on the returned queue. What is sent before there is a
+    /// connection waits for that.
+    pub(crate) fn through(source: Source) -> (Self, mpsc::Receiver<GuestMessage>) {
+        match source {
+            Source::Dial(path) => Self::start(async move { connect(&path).await }),
             // One connection, the agent's, which is the guest's first program; later ones of others are refused.
             Source::Accept(listener) => {
                 Self::start(async move { listener.accept().await.map(|(stream, _)| stream) })
             }
-        })
+        }
     }
 
     fn start(

@@ -15,13 +15,14 @@ use banger_wire::vm::{EndReason, Phase, VmEnd, VmStatus};
 use std::cell::RefCell;
 use std::fs::File;
 use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
 
 /// A boot with no word from console or agent for this long is started again; nothing can have been written yet.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
@@ -140,6 +141,19 @@ pub(crate) async fn run(plan: &VmPlan, disk: RawFd, starter: Option<Starter>) ->
     Ok(end)
 }
 
+/// A VMM that was started.
+struct Vmm {
+    process: Child,
+    agent: Source,
+    control_socket: Option<PathBuf>,
+    console: Rc<RefCell<Console>>,
+    reading: JoinHandle<std::io::Result<()>>,
+    /// The console has said something.
+    hears: watch::Receiver<()>,
+    /// The console says that the guest stands still.
+    halted: watch::Receiver<bool>,
+}
+
 struct Life<'a> {
     plan: &'a VmPlan,
     disk: RawFd,
@@ -161,9 +175,8 @@ struct Life<'a> {
 }
 
 impl Life<'_> {
-    /// Starts the VMM once and stays with it until it has ended.
-    async fn boot(&mut self, orders: &mut mpsc::Receiver<Order>) -> anyhow::Result<Outcome> {
-        let driver = self.plan.machine.driver;
+    /// Starts the VMM.
+    async fn start_vmm(&mut self) -> anyhow::Result<Vmm> {
         let saved = self.saved();
         self.restored = saved.is_some();
         let saved_fd = saved.as_ref().map(File::as_raw_fd);
@@ -173,40 +186,46 @@ impl Life<'_> {
         let agent = Source::new(launch.agent.clone()).context("listen for the agent")?;
         let keep = self.network.tap().into_iter().chain([self.disk]).chain(saved_fd).collect();
         let confinement = confine::vmm(self.plan)?;
-        let (mut vmm, output) = machine::start(&launch, keep, confinement, &self.network.thread).await?;
+        let (process, output) = machine::start(&launch, keep, confinement, &self.network.thread).await?;
         self.shared.status.send_modify(|status| {
             status.phase = Phase::Booting;
-            status.vmm_pid = Some(vmm.pid());
+            status.vmm_pid = Some(process.pid());
         });
         // Not before the VMM: the guest takes longer to boot than the rest of the network to be made.
         self.network.raise();
         self.network_state.mark_changed();
         self.stage("start vmm");
-        let (heard, mut hears) = watch::channel(());
-        let (halts, mut halted) = watch::channel(false);
+        let (heard, hears) = watch::channel(());
+        let (halts, halted) = watch::channel(false);
         let console = Rc::new(RefCell::new(Console::create(&Path::new(root::VM_DIR).join(CONSOLE_FILE))?));
         let reading = tokio::task::spawn_local(read_console(output, console.clone(), heard, halts));
-        let connected = tokio::select! {
-            link = Link::connect(agent) => Some(link.context("connect to the agent's port")?),
-            _ = vmm.ended() => None,
-        };
-        let Some((link, mut messages)) = connected else {
-            let _ = reading.await;
-            return Ok(self.vmm_failed(&console.borrow()));
-        };
+        Ok(Vmm { process, agent, control_socket: launch.control_socket, console, reading, hears, halted })
+    }
+
+    /// Starts the VMM once and stays with it until it has ended.
+    async fn boot(&mut self, orders: &mut mpsc::Receiver<Order>) -> anyhow::Result<Outcome> {
+        let started = self.start_vmm().await?;
+        let Vmm { process: mut vmm, console, reading, mut hears, mut halted, .. } = started;
+        let driver = self.plan.machine.driver;
+        let (link, mut messages) = Link::through(started.agent);
         if self.restored {
             // It spoke before it was saved; it is asked to do so again.
             link.control_later(&HostMessage::Ping { seq: 0 });
         }
-        let connected = tokio::select! {
-            monitor = Monitor::connect(launch.control_socket.as_deref()) => monitor.ok(),
-            _ = vmm.ended() => None,
+        let connected = loop {
+            tokio::select! {
+                monitor = Monitor::connect(started.control_socket.as_deref()) => break monitor.ok(),
+                _ = vmm.ended() => break None,
+                Some(order) = orders.recv() => drop(self.order(order, &link, &vmm)),
+            }
         };
         let Some(mut monitor) = connected else {
             vmm.kill();
             let _ = vmm.ended().await;
             let _ = reading.await;
-            return Ok(self.vmm_failed(&console.borrow()));
+            let console = console.borrow();
+            let is_wanted = self.stop_reason.is_some();
+            return Ok(if is_wanted { self.ended(&console, false, None) } else { self.vmm_failed(&console) });
         };
         let mut resume_at = None;
         let mut reset = false;

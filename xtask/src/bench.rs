@@ -3,7 +3,7 @@
 use crate::programs::{Built, Profile, Store};
 use anyhow::{Context as _, bail};
 use banger_tests::{code_that_powers_off, static_program};
-use banger_vmm::MachinePlan;
+use banger_vmm::{Driver, MachinePlan};
 use banger_wire::size::Mebibytes;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -106,8 +106,10 @@ impl Floor {
         std::fs::write(&initrd, cpio(&static_program(&code_that_powers_off())))?;
         let program = which("qemu-system-x86_64")?;
         let plan = MachinePlan {
+            driver: Driver::Qemu,
             program,
             kvm: false,
+            pci: true,
             vcpu: VCPU,
             memory: Mebibytes(MEMORY_MIB),
             kernel: store.path().join("kernels/generic-6.12/vmlinux"),
@@ -118,7 +120,7 @@ impl Floor {
             net: None,
             run_dir: dir.path().to_owned(),
         };
-        Ok(Self { launch: banger_vmm::qemu::launch(&plan), _dir: dir })
+        Ok(Self { launch: banger_vmm::launch(&plan), _dir: dir })
     }
 
     fn boot(&self) -> anyhow::Result<Duration> {

@@ -133,7 +133,7 @@ impl Floor {
             run_dir: dir.path().to_owned(),
             saved_fd: None,
         };
-        Ok(Self { launch: banger_vmm::qemu::launch(&plan), _dir: dir })
+        Ok(Self { launch: banger_vmm::launch(&plan), _dir: dir })
     }
 
     fn boot(&self) -> anyhow::Result<Duration> {

@@ -2,14 +2,15 @@
  * A VMM that has been taken over: bangerd starts it as a vm's VMM, and it tries what its confinement is to prevent.
  *
  * One line `what=ok` or `what=ERRNO` for each try, on standard output, which is the vm's console. What is to be tried on
- * comes as words of the kernel's command line (`-append`), as a VMM has no other arguments a plan could choose. In C, since
- * it is nothing but system calls.
+ * comes as words of the kernel's command line (`-append`, or in the configuration file), as a VMM has no other arguments a
+ * plan could choose. In C, since it is nothing but system calls.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <netinet/in.h>
 #include <pthread.h>
 #include <sched.h>
@@ -42,7 +43,7 @@ static const char *word(const char *name)
 	value[0] = 0;
 	for (const char *at = words; *at; at++) {
 		if ((at == words || at[-1] == ' ') && !strncmp(at, name, len) && at[len] == '=') {
-			size_t end = strcspn(at + len + 1, " ");
+			size_t end = strcspn(at + len + 1, " \"");
 			if (end < sizeof value) {
 				memcpy(value, at + len + 1, end);
 				value[end] = 0;
@@ -50,6 +51,16 @@ static const char *word(const char *name)
 		}
 	}
 	return value;
+}
+
+/* A whole file as text. */
+static const char *content(const char *path)
+{
+	static char text[8192];
+	int file = open(path, O_RDONLY);
+	ssize_t len = read(file, text, sizeof text - 1);
+	close(file);
+	return len > 0 ? text : "";
 }
 
 static void tell(const char *what, long result)
@@ -72,6 +83,21 @@ static void tell_connect(const char *what, int family, const void *address, sock
 	tell(what, fd < 0 ? fd : connect(fd, address, len));
 	if (fd >= 0)
 		close(fd);
+}
+
+/* Whether somebody who takes the connection keeps it, and waits to hear what is wanted. */
+static void tell_listens(const char *what, const void *address, socklen_t len)
+{
+	char byte;
+	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	struct pollfd poll_fd = { .fd = fd, .events = POLLIN };
+	long result = connect(fd, address, len);
+	if (!result && poll(&poll_fd, 1, 1000) && recv(fd, &byte, 1, 0) <= 0) {
+		result = -1;
+		errno = ECONNRESET;
+	}
+	tell(what, result);
+	close(fd);
 }
 
 static void tell_socket(const char *what, int family, int type)
@@ -157,6 +183,7 @@ static void network(void)
 	socklen_t len = offsetof(struct sockaddr_un, sun_path) + 1 + strlen(word("abstract"));
 	tell_connect("abstract", AF_UNIX, &abstract, len);
 	tell_connect("supervisor-socket", AF_UNIX, &supervisor, sizeof supervisor);
+	tell_listens("supervisor-listens", &supervisor, sizeof supervisor);
 	tell_socket("unix", AF_UNIX, SOCK_STREAM);
 	tell_socket("inet", AF_INET, SOCK_STREAM);
 	tell_socket("inet6", AF_INET6, SOCK_DGRAM);
@@ -324,9 +351,12 @@ int main(int argc, char **argv)
 	/* Root outside of a vm would do to the machine what is tried here. */
 	if (!getuid())
 		return 1;
-	for (int at = 1; at + 1 < argc; at++)
+	for (int at = 1; at + 1 < argc; at++) {
 		if (!strcmp(argv[at], "-append"))
 			words = argv[at + 1];
+		if (!strcmp(argv[at], "--config-file"))
+			words = content(argv[at + 1]);
+	}
 	if (*word("give-up"))
 		return panicking(argc, argv);
 	int inherited = 0;

@@ -7,7 +7,7 @@
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test")]
 
 use rustix::process::{geteuid, getuid};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::fs::{self, Permissions};
 use std::io::Write as _;
@@ -122,6 +122,16 @@ impl Host {
     /// Runs the program as the VMM of a vm, without some of the layers; returns what it found and how the vm ended.
     fn supervised(&self, without: &[&str], words: &[String]) -> Found {
         let dir = self.make_vm(without, words, None);
+        self.supervise(&dir);
+        results(&fs::read_to_string(dir.join("console.log")).unwrap())
+    }
+
+    /// The same, with everything in force and the program in Firecracker's place.
+    fn supervised_as_firecracker(&self, words: &[String]) -> Found {
+        let dir = self.make_vm(&[], words, None);
+        let mut plan: Value = serde_json::from_slice(&fs::read(dir.join("plan.json")).unwrap()).unwrap();
+        plan["machine"]["driver"] = "firecracker".into();
+        fs::write(dir.join("plan.json"), plan.to_string()).unwrap();
         self.supervise(&dir);
         results(&fs::read_to_string(dir.join("console.log")).unwrap())
     }
@@ -283,7 +293,11 @@ fn a_vmm_gets_to_what_is_its_own_and_nothing_else() {
     refuse(&found, &["shadow", "root-write", "usr-write", "kill-supervisor", "ptrace-supervisor"]);
     expect(&found, "EACCES", &NOT_ITS_FILES);
     expect(&found, "EPERM", &REFUSED);
-    expect(&found, "EPERM", &["supervisor-socket", "inet", "inet6", "netlink", "vsock"]);
+    expect(
+        &found,
+        "EPERM",
+        &["supervisor-socket", "supervisor-listens", "inet", "inet6", "netlink", "vsock"],
+    );
     expect(&found, "ENOSYS", &["clone3"]);
     expect(&found, "EFBIG", &["grow-disk"]);
     expect(&found, "ENOMEM", &["memory"]);
@@ -292,6 +306,22 @@ fn a_vmm_gets_to_what_is_its_own_and_nothing_else() {
     // The lock on its disk, and no other descriptor.
     expect(&found, "1", &["inherited"]);
     assert!(number(&found, "threads") < 600 && number(&found, "descriptors") < 1024, "{found:?}");
+}
+
+/// Firecracker's filter lets it connect, since that is how its guest reaches the agent's socket, and make files in memory.
+#[test]
+fn in_firecrackers_place_it_connects_and_nobody_listens() {
+    let name = "in_firecrackers_place_it_connects_and_nobody_listens";
+    let Some(host) = Host::prepare(name) else { return };
+    let found = host.supervised_as_firecracker(&host.words());
+    expect(&found, "ok", &["own-disk", "unix", "supervisor-socket", "memfd"]);
+    expect(&found, "ECONNRESET", &["supervisor-listens"]);
+    refuse(&found, &OUTSIDE);
+    expect(&found, "EACCES", &NOT_ITS_FILES);
+    let refused: Vec<&str> = REFUSED.into_iter().filter(|what| *what != "memfd").collect();
+    expect(&found, "EPERM", &refused);
+    expect(&found, "EPERM", &["inet", "inet6", "netlink", "vsock"]);
+    expect(&found, "0", &["capabilities", "bounding", "forks"]);
 }
 
 #[test]

@@ -7,6 +7,7 @@ pub mod debian;
 pub mod ext4;
 pub mod filesystem;
 pub mod firecracker;
+mod hash;
 pub mod kernel;
 pub mod oci;
 mod partial;

@@ -10,21 +10,28 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FlockOperation, flock};
 use sha2::{Digest, Sha256};
 
+use crate::hash::{Algorithm, Hasher};
+
 /// A download on its way: the file, its length and the hash so far.
 #[derive(Debug)]
 pub(crate) struct Partial {
     path: PathBuf,
     file: File,
     length: u64,
-    hash: Sha256,
+    hash: Hasher,
 }
 
 impl Partial {
-    /// Opens the partial file of that digest, or a private one while another process writes it.
+    /// Opens the partial file of that sha256, or a private one while another process writes it.
     pub(crate) fn open(dir: &Path, sha256: &str) -> io::Result<Self> {
+        Self::open_as(Algorithm::Sha256, dir, sha256)
+    }
+
+    /// Opens the partial file of the digest with these digits.
+    pub(crate) fn open_as(algorithm: Algorithm, dir: &Path, hex: &str) -> io::Result<Self> {
         fs::create_dir_all(dir)?;
         for n in 0u32.. {
-            let path = if n == 0 { dir.join(sha256) } else { dir.join(format!("{sha256}.{n}")) };
+            let path = if n == 0 { dir.join(hex) } else { dir.join(format!("{hex}.{n}")) };
             let file = File::options().read(true).write(true).create(true).truncate(false).open(&path)?;
             if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
                 continue;
@@ -33,7 +40,7 @@ impl Partial {
             if !is_same_file(&file, &path) {
                 continue;
             }
-            let mut part = Self { path, file, length: 0, hash: Sha256::new() };
+            let mut part = Self { path, file, length: 0, hash: Hasher::new(algorithm) };
             part.rehash()?;
             return Ok(part);
         }
@@ -45,9 +52,9 @@ impl Partial {
         self.length
     }
 
-    /// Returns the sha256 of what is there.
+    /// Returns the digits of the digest of what is there.
     pub(crate) fn digest(&self) -> String {
-        hex(self.hash.clone().finalize())
+        self.hash.clone().finish()
     }
 
     /// Returns where it is.
@@ -57,7 +64,7 @@ impl Partial {
 
     fn rehash(&mut self) -> io::Result<()> {
         self.file.seek(SeekFrom::Start(0))?;
-        self.hash = Sha256::new();
+        self.hash = Hasher::new(self.hash.algorithm());
         self.length = io::copy(&mut self.file, &mut HashWriter(&mut self.hash))?;
         Ok(())
     }
@@ -97,7 +104,7 @@ fn is_same_file(file: &File, path: &Path) -> bool {
     }
 }
 
-struct HashWriter<'a>(&'a mut Sha256);
+struct HashWriter<'a>(&'a mut Hasher);
 
 impl Write for HashWriter<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {

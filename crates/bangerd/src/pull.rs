@@ -516,7 +516,7 @@ pub(crate) fn image_name(source: &str, stored: &[ImageRow]) -> String {
     let short = source.strip_prefix("docker.io/").unwrap_or(source);
     let short = short.strip_prefix("library/").unwrap_or(short);
     let (path, version) = match short.rsplit_once('@').or_else(|| short.rsplit_once(':')) {
-        Some((path, version)) => (path, version.strip_prefix("sha256:").map_or(version, |hex| &hex[..12])),
+        Some((path, version)) => (path, version.split_once(':').map_or(version, |(_, hex)| &hex[..12])),
         None => (short, "latest"),
     };
     let safe = |text: &str| -> String {

@@ -7,14 +7,15 @@ use crate::store::ImageRow;
 use anyhow::Context as _;
 use banger_image::filesystem::Filesystem;
 use banger_image::kernel::KernelMeta;
+use banger_image::oci::Digest;
 use banger_wire::daemon::{CachePruned, Check, Event, Outcome, Verdict};
 use std::collections::HashSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use tokio::sync::mpsc::UnboundedSender;
 
-/// The cache's directories with what is named by its sha256.
-const BLOBS: &str = "blobs/sha256";
+/// The cache's directories with what is named by its digest: blobs of images, Debian's packages.
+const BLOBS: [&str; 2] = ["blobs/sha256", "blobs/sha512"];
 const PACKAGES: &str = "debian/sha256";
 /// Those of downloads that were broken off.
 const PARTIAL: [&str; 2] = ["blobs/partial", "debian/partial"];
@@ -55,7 +56,8 @@ impl Daemon {
         }
         if everything {
             let _ = events.send(Event::Step { label: "read the cache".to_owned() });
-            let dirs = [BLOBS, PACKAGES].map(|dir| self.paths.cache.join(dir));
+            let dirs = BLOBS.into_iter().chain([PACKAGES]).map(|dir| self.paths.cache.join(dir));
+            let dirs: Vec<PathBuf> = dirs.collect();
             let found = blocking(move || verify_named(&dirs)).await?;
             checks.push(check(
                 "downloads".to_owned(),
@@ -82,7 +84,7 @@ impl Daemon {
             self.store.images()?.into_iter().flat_map(|row| row.blobs).collect()
         };
         let mut pruned = CachePruned { files: 0, freed_bytes: 0, kept_bytes: 0 };
-        let mut dirs: Vec<(PathBuf, bool)> = vec![(self.paths.cache.join(BLOBS), false)];
+        let mut dirs: Vec<(PathBuf, bool)> = BLOBS.map(|dir| (self.paths.cache.join(dir), false)).to_vec();
         // Which packages an image was made of is not written down.
         dirs.push((self.paths.cache.join(PACKAGES), !all));
         dirs.extend(PARTIAL.map(|dir| (self.paths.cache.join(dir), false)));
@@ -90,7 +92,7 @@ impl Daemon {
             for entry in std::fs::read_dir(&dir).into_iter().flatten().flatten() {
                 let Ok(metadata) = entry.metadata() else { continue };
                 let bytes = std::os::unix::fs::MetadataExt::blocks(&metadata) * 512;
-                let digest = format!("sha256:{}", entry.file_name().to_string_lossy());
+                let digest = named(&entry.path());
                 if keep || used.contains(&digest) || leftovers::is_locked(&entry.path()) {
                     pruned.kept_bytes += bytes;
                     continue;
@@ -168,14 +170,21 @@ fn verify_kernel(dir: &Path) -> Result<String, String> {
     Ok(format!("{}, {} files", meta.release, meta.sha256.len()))
 }
 
-/// Files that are called by the sha256 of their content.
+/// The digest that a file is named by: its directory is called as the algorithm.
+fn named(path: &Path) -> String {
+    let part = |part: Option<&std::ffi::OsStr>| part.unwrap_or_default().to_string_lossy().into_owned();
+    format!("{}:{}", part(path.parent().and_then(Path::file_name)), part(path.file_name()))
+}
+
+/// Files that are called by the digest of their content.
 fn verify_named(dirs: &[PathBuf]) -> Result<String, String> {
     let (mut count, mut damaged) = (0, Vec::new());
     for entry in dirs.iter().flat_map(|dir| std::fs::read_dir(dir).into_iter().flatten().flatten()) {
         let path = entry.path();
-        let found = sha256_of(&path).map_err(|error| format!("`{}`: {error}", path.display()))?;
+        let good = named(&path).parse::<Digest>().ok().map(|digest| digest.is_of_file(&path)).transpose();
+        let good = good.map_err(|error| format!("`{}`: {error}", path.display()))?;
         count += 1;
-        if entry.file_name() != *found {
+        if good != Some(true) {
             damaged.push(path.display().to_string());
         }
     }

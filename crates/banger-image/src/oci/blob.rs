@@ -1,9 +1,9 @@
 //! Blobs in a cache that is addressed by their digests.
 //!
-//! `<cache>/sha256/<hex>` is whole and was verified; it is hashed again before it is used. `<cache>/partial/<hex>` is a
+//! `<cache>/sha256/<hex>`, or `sha512`, is whole and was verified; it is hashed again before it is used. `<cache>/partial/<hex>` is a
 //! beginning, which the next try or the next process continues.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,7 +14,7 @@ use reqwest::header::CONTENT_RANGE;
 use super::client::{Client, RegistryError, Retry, shown};
 use super::digest::Digest;
 use super::manifest::Descriptor;
-use crate::partial::{Partial, hash_file};
+use crate::partial::Partial;
 
 /// A blob could not be brought into the cache.
 #[derive(Debug, thiserror::Error)]
@@ -36,7 +36,7 @@ pub enum BlobError {
         expected: u64,
     },
     /// It isn't what it is called.
-    #[error("blob {digest} was tampered with or damaged: its sha256 is {found}")]
+    #[error("blob {digest} was tampered with or damaged: its {} is {found}", .digest.algorithm().name())]
     Digest {
         /// The blob.
         digest: Digest,
@@ -86,7 +86,7 @@ impl BlobCache {
         wanted: &Descriptor,
         done: &AtomicU64,
     ) -> Result<PathBuf, BlobError> {
-        let dir = self.dir.join("sha256");
+        let dir = self.dir.join(wanted.digest.algorithm().name());
         let path = dir.join(wanted.digest.hex());
         let cache = |source| BlobError::Cache { path: path.clone(), source };
         if is_whole(wanted, &path).await.map_err(cache)? {
@@ -94,8 +94,7 @@ impl BlobCache {
             return Ok(path);
         }
         fs::create_dir_all(&dir).map_err(cache)?;
-        let mut part =
-            open_part(self.dir.join("partial"), wanted.digest.hex().to_owned()).await.map_err(cache)?;
+        let mut part = open_part(self.dir.join("partial"), wanted.digest.clone()).await.map_err(cache)?;
         let mut retry = Retry::new();
         loop {
             let resumed = part.length() > 0;
@@ -136,14 +135,15 @@ async fn is_whole(wanted: &Descriptor, path: &Path) -> io::Result<bool> {
         Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(false),
         other => other?,
     };
-    let path = path.to_owned();
-    let hash = tokio::task::spawn_blocking(move || hash_file(&mut File::open(path)?)).await;
-    Ok(hash.map_err(io::Error::other)?? == wanted.digest.hex())
+    let (path, digest) = (path.to_owned(), wanted.digest.clone());
+    let same = tokio::task::spawn_blocking(move || digest.is_of_file(&path)).await;
+    same.map_err(io::Error::other)?
 }
 
 /// Opens the beginning that is there and hashes it, which takes a while when it is long.
-async fn open_part(dir: PathBuf, name: String) -> io::Result<Partial> {
-    tokio::task::spawn_blocking(move || Partial::open(&dir, &name)).await.map_err(io::Error::other)?
+async fn open_part(dir: PathBuf, digest: Digest) -> io::Result<Partial> {
+    let open = move || Partial::open_as(digest.algorithm(), &dir, digest.hex());
+    tokio::task::spawn_blocking(open).await.map_err(io::Error::other)?
 }
 
 async fn fetch_once(

@@ -22,6 +22,7 @@ use super::digest::Digest;
 use super::endpoint::{Endpoint, Transport};
 use super::manifest::MANIFEST_TYPES;
 use super::reference::Reference;
+use crate::hash::Algorithm;
 
 /// Tries for each request.
 const ATTEMPTS: u32 = 4;
@@ -259,9 +260,11 @@ impl Client {
             }
             body.extend_from_slice(&chunk);
         }
-        let digest = Digest::of(&body);
         // A digest says what must come; a tag says nothing.
-        if selector.starts_with("sha256:") && selector != digest.to_string() {
+        let wanted = selector.parse::<Digest>().ok();
+        let algorithm = wanted.as_ref().map_or(Algorithm::Sha256, Digest::algorithm);
+        let digest = Digest::of_as(algorithm, &body);
+        if wanted.is_some_and(|wanted| wanted != digest) {
             return Err(RegistryError::Digest { url, found: digest });
         }
         Ok(Fetched { body, content_type, digest })

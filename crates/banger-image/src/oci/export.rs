@@ -7,13 +7,12 @@ use std::fs::{self, File};
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::path::Path;
 
+use super::digest::Digest;
+use super::manifest::{ImageConfig, Platform};
+use crate::hash::{Algorithm, Hasher};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use serde_json::{Value, json};
-use sha2::{Digest as _, Sha256};
-
-use super::digest::Digest;
-use super::manifest::{ImageConfig, Platform};
 
 const BLOCK_LEN: usize = 512;
 /// Largest number in the eleven octal digits of a tar's size.
@@ -127,7 +126,7 @@ fn write_layer(blobs: &Path, tar: &Path, compress: bool) -> io::Result<(String, 
     let place = blobs.join(".layer");
     let mut input = BufReader::with_capacity(BUFFER_LEN, File::open(tar)?);
     let out = Hashing::new(BufWriter::with_capacity(BUFFER_LEN, File::create_new(&place)?));
-    let mut hash = Sha256::new();
+    let mut hash = Hasher::new(Algorithm::Sha256);
     let mut buffer = vec![0; BUFFER_LEN];
     let mut copy = |sink: &mut dyn Write| -> io::Result<()> {
         loop {
@@ -149,20 +148,20 @@ fn write_layer(blobs: &Path, tar: &Path, compress: bool) -> io::Result<(String, 
         out
     };
     out.flush()?;
-    let (digest, size) = (Digest::from_hash(out.hash), out.length);
+    let (digest, size) = (Digest::from(out.hash), out.length);
     fs::rename(&place, blobs.join(digest.hex()))?;
-    Ok((Digest::from_hash(hash).to_string(), digest.to_string(), size))
+    Ok((Digest::from(hash).to_string(), digest.to_string(), size))
 }
 
 struct Hashing<W> {
     inner: W,
-    hash: Sha256,
+    hash: Hasher,
     length: u64,
 }
 
 impl<W> Hashing<W> {
     fn new(inner: W) -> Self {
-        Self { inner, hash: Sha256::new(), length: 0 }
+        Self { inner, hash: Hasher::new(Algorithm::Sha256), length: 0 }
     }
 }
 

@@ -8,12 +8,11 @@
 use std::io::Read;
 use std::path::Path;
 
-use sha2::{Digest as _, Sha256};
-
 use super::digest::Digest;
 use super::limits::Limits;
 use super::stream::{LayerReader, Source, with_layers};
 use crate::ext4::{Meta, Node};
+use crate::hash::{Algorithm, Hasher};
 use crate::rootfs::{RootfsBuilder, RootfsError, RootfsSummary};
 use crate::tar::{Entry, Kind, TarError, TarReader, clean_path};
 
@@ -119,15 +118,15 @@ pub(crate) fn write_layers(
     with_layers(source, |streams| {
         for layer in layers {
             rootfs.begin_layer();
-            apply(&mut rootfs, layer, streams.next(), &mut left, source.limits)?;
+            apply(&mut rootfs, layer, streams.next(layer.diff_id.algorithm()), &mut left, source.limits)?;
         }
         Ok(())
     })?;
-    let mut identity = Sha256::new();
+    let mut identity = Hasher::new(Algorithm::Sha256);
     for layer in layers {
-        identity.update(format!("{}\n", layer.diff_id));
+        identity.update(format!("{}\n", layer.diff_id).as_bytes());
     }
-    rootfs.finish(Digest::from_hash(identity).hex(), 0).map_err(LayerError::Finish)
+    rootfs.finish(&identity.finish(), 0).map_err(LayerError::Finish)
 }
 
 fn apply(

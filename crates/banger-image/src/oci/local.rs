@@ -21,7 +21,7 @@ use super::pull::{INDEXES_MAX, OciImage, Unfinished};
 use super::reference::{Reference, ReferenceError};
 use super::spool::{Archive, Member};
 use super::stream::Source;
-use crate::partial::hash_file;
+use crate::hash::Algorithm;
 
 /// Images of one archive.
 const IMAGES_MAX: usize = 64;
@@ -63,7 +63,7 @@ pub enum LocalError {
         limit: u64,
     },
     /// A file isn't what it is called.
-    #[error("blob {digest} was tampered with or damaged: its sha256 is {}", .found.hex())]
+    #[error("blob {digest} was tampered with or damaged: its {} is {}", .found.algorithm().name(), .found.hex())]
     Digest {
         /// What it is called.
         digest: Digest,
@@ -243,8 +243,7 @@ impl Files<'_> {
                 let mut file = open_file(&path).map_err(read)?;
                 let size = file.metadata().map_err(read)?.len();
                 accept(size)?;
-                let digest = format!("sha256:{}", hash_file(&mut file).map_err(read)?);
-                let digest = digest.parse().map_err(|_| LocalError::Interrupted)?;
+                let digest = Digest::of_reader(Algorithm::Sha256, &mut file).map_err(read)?;
                 Ok(Member { path, size, digest })
             }
         }
@@ -268,7 +267,13 @@ impl Files<'_> {
             let (digest, expected) = (wanted.digest.clone(), wanted.size);
             if found == expected { Ok(()) } else { Err(LocalError::Size { digest, expected, found }) }
         };
-        let member = self.find(&blob_name(&wanted.digest), what, &accept)?;
+        let name = blob_name(&wanted.digest);
+        let mut member = self.find(&name, what, &accept)?;
+        let algorithm = wanted.digest.algorithm();
+        if member.digest.algorithm() != algorithm {
+            let hashed = open_file(&member.path).and_then(|mut file| Digest::of_reader(algorithm, &mut file));
+            member.digest = hashed.map_err(|source| LocalError::Read { name, source })?;
+        }
         if member.digest != wanted.digest {
             return Err(LocalError::Digest { digest: wanted.digest.clone(), found: member.digest });
         }
@@ -288,7 +293,7 @@ impl Files<'_> {
 }
 
 fn blob_name(digest: &Digest) -> String {
-    format!("blobs/sha256/{}", digest.hex())
+    format!("blobs/{}/{}", digest.algorithm().name(), digest.hex())
 }
 
 /// Opens a regular file and nothing else: a fifo would hold its reader up for ever.

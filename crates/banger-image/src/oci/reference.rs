@@ -70,7 +70,12 @@ impl FromStr for Reference {
         let (name, digest) = match text.split_once('@') {
             Some((name, digest)) => {
                 let digest = digest.parse();
-                (name, Some(digest.map_err(|_| error("the digest is not `sha256:` and 64 hex digits"))?))
+                (
+                    name,
+                    Some(digest.map_err(|_| {
+                        error("the digest is not `sha256:` and 64 hex digits, or `sha512:` and 128")
+                    })?),
+                )
             }
             None => (text, None),
         };

@@ -9,11 +9,10 @@ use std::io::{self, BufReader, Read, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use sha2::{Digest as _, Sha256};
-
 use super::digest::Digest;
 use super::limits::Limits;
 use super::stream::{FILE_BUFFER, StreamError, open};
+use crate::hash::{Algorithm, Hasher};
 use crate::tar::{Kind, TarError, TarReader, clean_path};
 
 /// Files of one archive; two for each layer and a few for each image are usual.
@@ -133,7 +132,7 @@ impl Archive {
 fn copy(reader: &mut dyn Read, path: &Path) -> Result<Member, SpoolError> {
     let failed = |source| SpoolError::Write { path: path.to_owned(), source };
     let mut file = File::create_new(path).map_err(failed)?;
-    let (mut hash, mut size, mut chunk) = (Sha256::new(), 0, vec![0; CHUNK]);
+    let (mut hash, mut size, mut chunk) = (Hasher::new(Algorithm::Sha256), 0, vec![0; CHUNK]);
     loop {
         let got = match reader.read(&mut chunk) {
             Ok(0) => break,
@@ -145,7 +144,7 @@ fn copy(reader: &mut dyn Read, path: &Path) -> Result<Member, SpoolError> {
         hash.update(&chunk[..got]);
         size += got as u64;
     }
-    Ok(Member { path: path.to_owned(), size, digest: Digest::from_hash(hash) })
+    Ok(Member { path: path.to_owned(), size, digest: hash.into() })
 }
 
 /// Where a link of the archive leads, as a name of the archive; none when that is outside.

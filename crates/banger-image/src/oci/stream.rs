@@ -14,12 +14,12 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
-use flate2::bufread::MultiGzDecoder;
-use sha2::{Digest as _, Sha256};
+use crate::hash::{Algorithm, Hasher};
 
 use super::blob::BlobError;
 use super::digest::Digest;
 use super::limits::Limits;
+use flate2::bufread::MultiGzDecoder;
 
 /// Bytes handed over at a time.
 const CHUNK: usize = 256 << 10;
@@ -195,9 +195,9 @@ pub(crate) struct Layers {
 }
 
 impl Layers {
-    /// Begins with the next layer; the one before must have been read to its end.
-    pub(crate) fn next(&mut self) -> LayerReader<'_> {
-        LayerReader { layers: self, chunk: Vec::new(), at: 0, hash: Sha256::new(), ended: false }
+    /// Begins with the next layer, whose content is hashed with this; the one before must have been read to its end.
+    pub(crate) fn next(&mut self, algorithm: Algorithm) -> LayerReader<'_> {
+        LayerReader { layers: self, chunk: Vec::new(), at: 0, hash: Hasher::new(algorithm), ended: false }
     }
 }
 
@@ -206,7 +206,7 @@ pub(crate) struct LayerReader<'a> {
     layers: &'a mut Layers,
     chunk: Vec<u8>,
     at: usize,
-    hash: Sha256,
+    hash: Hasher,
     ended: bool,
 }
 
@@ -217,7 +217,7 @@ impl LayerReader<'_> {
             self.at = self.chunk.len();
             self.refill()?;
         }
-        Ok(Digest::from_hash(self.hash))
+        Ok(self.hash.into())
     }
 
     fn refill(&mut self) -> io::Result<()> {

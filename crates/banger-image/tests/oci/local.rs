@@ -239,7 +239,7 @@ fn a_layout_that_lies_is_refused() {
         (
             index(r#"{"manifests": [{"digest": "sha256:../../../etc/passwd", "size": 1}]}"#),
             "could not use the image's manifest: the manifest is not valid json of its kind: \
-             `sha256:../../../etc/passwd` is not a digest of the form `sha256:` and 64 lower-case hex digits \
+             `sha256:../../../etc/passwd` is not a digest: `sha256:` and 64 lower-case hex digits, or `sha512:` and 128 \
              at line 1 column 54"
                 .to_owned(),
         ),

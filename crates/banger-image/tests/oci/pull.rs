@@ -8,7 +8,7 @@ use tempfile::TempDir;
 
 use crate::archive::{Archive, gzip};
 use crate::readback;
-use crate::registry::{Content, OCI_INDEX, Registry, Response};
+use crate::registry::{Content, OCI_INDEX, OCI_MANIFEST, Registry, Response};
 
 /// A place to pull to.
 pub(crate) struct Place {
@@ -97,6 +97,63 @@ async fn an_image_becomes_a_filesystem() {
 
 fn status(code: u16) -> Response {
     Response::new(code, r#"{"errors": [{"message": "because\u001b[1m"}]}"#)
+}
+
+/// A digest of the other kind.
+fn sha512(bytes: &[u8]) -> String {
+    use sha2::Digest as _;
+    let hash = sha2::Sha512::digest(bytes);
+    format!("sha512:{}", hash.iter().map(|byte| format!("{byte:02x}")).collect::<String>())
+}
+
+#[tokio::test]
+async fn digests_of_the_other_kind_are_computed_and_compared() {
+    let (tar, stored) = gzip(Archive::new().file("a", b"content").end());
+    let config = serde_json::json!({
+        "architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": [sha512(&tar)]}
+    });
+    let config = serde_json::to_vec(&config).unwrap();
+    let descriptor = |bytes: &[u8], kind: &str| serde_json::json!({"mediaType": kind, "digest": sha512(bytes), "size": bytes.len()});
+    let manifest = serde_json::json!({
+        "schemaVersion": 2, "config": descriptor(&config, "application/vnd.oci.image.config.v1+json"),
+        "layers": [descriptor(&stored, "application/vnd.oci.image.layer.v1.tar+gzip")],
+    });
+    let manifest = serde_json::to_vec(&manifest).unwrap();
+    let digest = sha512(&manifest);
+    let content = |damaged: &str| {
+        let mut content = Content::default();
+        let damage =
+            |name: &str, bytes: &[u8]| if name == damaged { [bytes, b" "].concat() } else { bytes.to_vec() };
+        // As long as it should be, so that the digest alone tells.
+        let layer = if damaged == "layer" { vec![0x1f; stored.len()] } else { stored.clone() };
+        content.manifests.insert(digest.clone(), (OCI_MANIFEST.to_owned(), damage("manifest", &manifest)));
+        content.blobs.insert(sha512(&config), config.clone());
+        content.blobs.insert(sha512(&stored), layer);
+        content
+    };
+    for (damaged, reason) in [("", ""), ("manifest", "sha512:"), ("layer", "was tampered with or damaged")] {
+        let content = content(damaged);
+        let registry = Registry::start(move |request| content.answer(request));
+        let place = Place::new();
+        let pulled = place.pull(&format!("{}@{digest}", registry.reference("box"))).await;
+        match pulled {
+            Ok(image) if damaged.is_empty() => {
+                assert_eq!(image.digest.to_string(), digest);
+                assert_eq!(
+                    image.blobs.iter().map(ToString::to_string).collect::<Vec<_>>(),
+                    [sha512(&config), sha512(&stored)]
+                );
+                let cached = place.config.cache_dir.join("sha512").join(image.blobs[1].hex());
+                assert!(image.blobs[1].is_of_file(&cached).unwrap());
+            }
+            Ok(_) => panic!("a damaged {damaged} was taken"),
+            Err(error) => {
+                let error = chain(&error);
+                assert!(!damaged.is_empty() && error.contains(reason), "{damaged}: {error}");
+                assert!(!place.rootfs().exists());
+            }
+        }
+    }
 }
 
 #[tokio::test]

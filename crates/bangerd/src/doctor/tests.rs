@@ -69,7 +69,7 @@ type Break = fn(&mut Facts);
 
 #[test]
 fn each_problem_with_the_command_that_mends_it() {
-    let problems: [(&str, Break); 34] = [
+    let problems: [(&str, Break); 35] = [
         ("another processor", |facts| facts.arch = "riscv64".to_owned()),
         ("a config with a mistake", |facts| {
             facts.config = Err("the config `~/config.toml` can't be used: line 1".to_owned());
@@ -119,6 +119,9 @@ fn each_problem_with_the_command_that_mends_it() {
         ("no firecracker", |facts| facts.firecracker = Err("`firecracker` is not installed".to_owned())),
         ("an old firecracker", |facts| {
             facts.firecracker.as_mut().unwrap().version = Some("1.7.0".to_owned());
+        }),
+        ("a firecracker of later times", |facts| {
+            facts.firecracker.as_mut().unwrap().version = Some("2.1.0".to_owned());
         }),
         ("no tun", |facts| facts.tun = Device::Absent),
         ("tun of root", |facts| facts.tun = Device::Denied("Permission denied (os error 13)".to_owned())),

@@ -1,5 +1,5 @@
 /*
- * A guest of a page: what a driver promises can be shown with it wherever a VMM runs, also where no ordinary kernel does.
+ * A small guest: what a driver promises can be shown with it wherever a VMM runs, also where no ordinary kernel does.
  *
  * It is entered as a PVH kernel is, in 32-bit protected mode, and stays there: no paging, no interrupts, no SSE, nothing
  * a crippled KVM may lack. It does what its initramfs says, one letter a step (see `guest.rs`), prints on the serial

@@ -2,7 +2,7 @@
 //! to a guest that runs, and to nothing being left of it.
 //!
 //! There is one list of expectations, run with QEMU, and with Firecracker where it is in `PATH` and KVM can be used. The
-//! guest is a program of a page (`guest.c`), since an ordinary kernel does not run everywhere these tests do; it needs a C
+//! guest is a small program (`guest.c`), since an ordinary kernel does not run everywhere these tests do; it needs a C
 //! compiler. On Firecracker's PCI bus it finds no devices, so there those are left out that need one.
 #![allow(
     clippy::unwrap_used,

@@ -137,10 +137,13 @@ impl Daemon {
         }
         for row in rows {
             let dir = self.paths.vm(row.id.as_str());
-            if vmsock::load_plan(&dir).is_some_and(|plan| plan.guest.init == InitMode::AgentOnly) {
-                // It was being read to become an image; for its owner it is stopped.
+            let is_read =
+                || vmsock::load_plan(&dir).is_some_and(|plan| plan.guest.init == InitMode::AgentOnly);
+            if vmsock::is_alive(&dir) && is_read() {
+                // It was to become an image; for its owner it is stopped.
                 vmsock::end(&dir).await?;
-            } else if vmsock::is_alive(&dir) {
+            }
+            if vmsock::is_alive(&dir) {
                 self.watch(row);
             } else if matches!(row.state, VmState::Starting | VmState::Running | VmState::Stopping) || row.rm
             {

@@ -41,6 +41,15 @@ const LOG_CHUNK: usize = 32 * 1024;
 const NO_SPACE: &str = "No space left on device";
 const NO_SPACE_HINT: &str =
     "make room: `banger image cache prune --all`, `banger vm prune`, `banger image delete`";
+/// What is said of an image that is more than an image may be.
+const LIMITS: [&str; 5] = [
+    "unpacks to more than",
+    "several times the",
+    "to more than the",
+    "layers, more than the",
+    "the files are more than",
+];
+const LIMITS_HINT: &str = "if you trust it all the same, raise `[limits]` in the config";
 /// Pieces of a file that a client sends, of at most 64 KiB, that wait for their reader.
 const UPLOAD_PIECES: usize = 8;
 
@@ -194,13 +203,21 @@ fn finish(result: anyhow::Result<Outcome>) -> Event {
         Err(error) => {
             tracing::info!("failed: {error:#}");
             let mut wire = wire_error(&error);
-            // What is wrong then is not what was asked for.
-            if wire.causes.iter().chain([&wire.message]).any(|text| text.contains(NO_SPACE)) {
-                wire.hint = Some(NO_SPACE_HINT.to_owned());
-            }
+            advise(&mut wire);
             Event::Failed(wire)
         }
     }
+}
+
+/// Replaces advice about what was asked for where something else is wrong.
+fn advise(error: &mut WireError) {
+    let says = |words: &str| error.causes.iter().chain([&error.message]).any(|text| text.contains(words));
+    let hint = match () {
+        () if says(NO_SPACE) => NO_SPACE_HINT,
+        () if LIMITS.into_iter().any(says) => LIMITS_HINT,
+        () => return,
+    };
+    error.hint = Some(hint.to_owned());
 }
 
 /// Runs a request and passes its events on; a client that leaves cancels it. One that does not read its events holds up
@@ -512,4 +529,27 @@ async fn logs(
     }
     writer.write(&Frame::eof(0, 1)).await?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{LIMITS_HINT, NO_SPACE_HINT, advise};
+    use banger_image::oci::{EntryError, LayerError, ManifestError};
+    use banger_wire::error::{ErrorCode, WireError};
+
+    #[test]
+    fn what_a_hint_is_for_is_recognised() {
+        let layer = banger_image::oci::Digest::of(b"");
+        let entries = LayerError::Entries { layer: layer.clone(), limit: 5 };
+        let entry = LayerError::Entry { layer, entry: b"a".to_vec(), source: EntryError::Data(5) };
+        let layers = ManifestError::TooManyLayers { found: 6, limit: 5 };
+        let hint = |error: &(dyn std::error::Error + 'static)| {
+            let mut wire = WireError::from_error(ErrorCode::Failed, error).hinted("another");
+            advise(&mut wire);
+            wire.hint.unwrap()
+        };
+        assert_eq!([hint(&entries), hint(&entry), hint(&layers)], [LIMITS_HINT; 3]);
+        assert_eq!(hint(&std::io::Error::from_raw_os_error(28)), NO_SPACE_HINT);
+        assert_eq!(hint(&ManifestError::Schema1), "another");
+    }
 }

@@ -13,7 +13,8 @@ fn busybox_tree(dir: &Path) -> PathBuf {
         std::fs::create_dir_all(root.join(name)).unwrap();
     }
     install(&root.join("bin/busybox"), &std::fs::read("/bin/busybox").unwrap());
-    for name in ["sh", "cat", "ls", "uname", "mount", "touch", "mv", "rm", "grep", "stat", "sync", "hostname"]
+    for name in
+        ["sh", "test", "cat", "ls", "uname", "mount", "touch", "mv", "rm", "grep", "stat", "sync", "hostname"]
     {
         std::os::unix::fs::symlink("busybox", root.join("bin").join(name)).unwrap();
     }
@@ -272,7 +273,7 @@ fn an_image_with_an_initrd_of_its_own_boots_the_classic_way() {
         "--",
         "sh",
         "-c",
-        "cat /init-was /etc/hostname; hostname; cat /booted; stat -c %d /",
+        "until test -s /init-was; do /bin/busybox sleep 0.1; done; cat /init-was /etc/hostname; hostname; cat /booted",
     ]);
     let lines: Vec<&str> = said.lines().collect();
     assert_eq!(&lines[..3], ["1", "c", "c"], "{said}");
@@ -415,5 +416,36 @@ fn a_stopped_vm_becomes_an_image() {
     );
     let verified = owner.ok(["image", "verify", "made"]);
     assert!(verified.starts_with("ok   image made: ext4, sha256 "), "{verified}");
+    owner.assert_nothing_left();
+}
+
+#[test]
+fn a_daemon_killed_while_a_vm_becomes_an_image_leaves_it_stopped() {
+    let owner = Owner::with_store();
+    owner.ok(["vm", "create", "--no-start", "--memory", "256M", "--name", "work", "--image", IMAGE]);
+    let vms = std::fs::read_dir(owner.state().join("vms")).unwrap();
+    let dir = vms.map(|entry| entry.unwrap().path()).next().unwrap();
+    let status = owner.json(&["daemon", "status", "--json"]);
+    let pid = rustix::process::Pid::from_raw(status["pid"].as_i64().unwrap() as i32).unwrap();
+    let mut commit = owner.banger(["image", "commit", "work", "made"]);
+    let mut commit = commit.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    crate::support::wait_for("the vm that reads boots", || {
+        let plan = std::fs::read_to_string(dir.join("plan.json")).unwrap_or_default();
+        let console = std::fs::metadata(dir.join("console.log")).is_ok();
+        if plan.contains("agent-only") && console { Ok(()) } else { Err(plan) }
+    });
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    assert!(!commit.wait().unwrap().success());
+    crate::support::wait_for("another daemon has found it", || {
+        let output = owner.banger(["vm", "list", "--json"]).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        if text.contains("\"created\"") { Ok(()) } else { Err(show(&output)) }
+    });
+    let running = owner.processes().into_iter().filter(|line| line.contains("qemu")).count();
+    assert_eq!(running, 0, "{:#?}", owner.processes());
+    let images = owner.json(&["image", "list", "--json"]);
+    assert_eq!(images.as_array().unwrap().len(), 1, "{images}");
+    owner.ok(["vm", "start", "work"]);
+    owner.ok(["vm", "delete", "-f", "work"]);
     owner.assert_nothing_left();
 }

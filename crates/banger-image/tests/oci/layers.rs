@@ -262,6 +262,7 @@ async fn damaged_streams_are_errors() {
     let (tar, stored) = gzip(Archive::new().file("a", &[1; 100_000]).end());
     let other = gzip(Archive::new().file("b", b"").end());
     let zstd = zstd::encode_all(&tar[..], 3).unwrap();
+    let mut said = String::new();
     for (layer, reason) in [
         ((tar.clone(), stored[..stored.len() - 9].to_vec()), "decompress"),
         ((tar.clone(), zstd[..zstd.len() - 3].to_vec()), "decompress"),
@@ -272,9 +273,12 @@ async fn damaged_streams_are_errors() {
         ((tar.clone(), Vec::new()), "configuration says"),
         ((tar.clone(), tar[..512].to_vec()), "truncated"),
     ] {
+        let digest = Digest::of(&layer.1).to_string();
         let error = pull(&Place::new(), vec![layer]).await.unwrap_err();
         assert!(error.contains(reason), "`{reason}`: {error}");
+        said.push_str(&format!("{}\n", plain(&error, &digest)));
     }
+    insta::assert_snapshot!(said);
 }
 
 /// A sparse file of single bytes, each of which takes a block.
@@ -288,6 +292,7 @@ fn slivers() -> (Vec<u8>, Vec<u8>) {
 #[tokio::test]
 async fn bombs_are_stopped() {
     let zeroes = || gzip(Archive::new().file("zeroes", &vec![0; 4 << 20]).end());
+    let mut said = String::new();
     let many = gzip((0..200).fold(Archive::new(), |archive, n| archive.file(&n.to_string(), b"")).end());
     for (limits, layer, reason) in [
         (Limits { unpacked_bytes: 1 << 20, ..Limits::default() }, zeroes(), "more than the 1048576 bytes"),
@@ -306,9 +311,12 @@ async fn bombs_are_stopped() {
     ] {
         let mut place = Place::new();
         place.config.limits = limits;
+        let digest = Digest::of(&layer.1).to_string();
         let error = pull(&place, vec![layer]).await.unwrap_err();
         assert!(error.contains(reason), "`{reason}`: {error}");
+        said.push_str(&format!("{}\n", plain(&error, &digest)));
     }
+    insta::assert_snapshot!(said);
 }
 
 /// Each of many whiteouts would walk the whole tree, were it not remembered what is empty already.

@@ -481,6 +481,7 @@ async fn documents_that_are_no_images_say_what_they_are() {
         serde_json::json!({"mediaType": "x/y", "digest": format!("sha256:{}", "1".repeat(64)), "size": 5});
     let image =
         |layers: serde_json::Value| serde_json::json!({"schemaVersion": 2, "config": blob, "layers": layers});
+    let mut said = String::new();
     for (json, expected) in [
         (serde_json::json!({"schemaVersion": 1}), "schema 1"),
         (serde_json::json!({"schemaVersion": 2}), "not an image"),
@@ -495,9 +496,12 @@ async fn documents_that_are_no_images_say_what_they_are() {
         let mut content = Content::default();
         content.manifest("latest", "some/type", &json);
         let registry = Registry::start(move |request| content.answer(request));
-        let error = chain(&Place::new().pull(&registry.reference("box")).await.unwrap_err());
+        let reference = registry.reference("box");
+        let error = chain(&Place::new().pull(&reference).await.unwrap_err());
         assert!(error.contains(expected), "{error}");
+        said.push_str(&format!("{}\n", error.replace(&reference, "IMAGE")));
     }
+    insta::assert_snapshot!(said);
     let registry = Registry::start(|_| Response::new(200, vec![b' '; 5 << 20]));
     let error = chain(&Place::new().pull(&registry.reference("box")).await.unwrap_err());
     assert!(error.contains("larger than"), "{error}");

@@ -1,7 +1,9 @@
 //! What is printed, where, and the status.
 
 use crate::support::{Bench, plan, read_until, terminal, view};
-use banger_wire::daemon::{Check, Event, Outcome, Pruned, Request, SetupItem, SetupState, Verdict};
+use banger_wire::daemon::{
+    Available, CachePruned, Check, Event, Outcome, Pruned, Request, SetupItem, SetupState, Verdict,
+};
 use banger_wire::error::{ErrorCode, WireError};
 use banger_wire::exec::TerminalSize;
 use banger_wire::frame::Frame;
@@ -48,6 +50,67 @@ fn an_error_tells_what_why_and_what_next() {
     hint: remove it with `ip link delete bgr-7f3a`, or see `banger doctor`
     (op 5f3c91)
     ");
+}
+
+#[test]
+fn what_is_damaged_and_what_is_not_needed() {
+    let bench = Bench::new();
+    bench.daemon(|request, peer| match request {
+        Request::ImageVerify { image: None } => {
+            let check = |name: &str, verdict, detail: &str, hint: Option<&str>| Check {
+                name: name.to_owned(),
+                verdict,
+                detail: detail.to_owned(),
+                hint: hint.map(str::to_owned),
+            };
+            peer.done(Outcome::Verified(vec![
+                check("image a", Verdict::Pass, "ext4, sha256 00", None),
+                check("image \u{1b}b", Verdict::Fail, "its sha256 is 01", Some("delete it")),
+            ]));
+        }
+        Request::ImageCachePrune { dry_run, all } => {
+            assert!(!all);
+            let (files, freed_bytes) = if dry_run { (2, 3 << 20) } else { (1, 1 << 20) };
+            peer.done(Outcome::CachePruned(CachePruned { files, freed_bytes, kept_bytes: 0 }));
+        }
+        Request::KernelAvailable => peer.done(Outcome::Available(vec![Available {
+            name: "generic-6.12".to_owned(),
+            what: "Debian's cloud kernel".to_owned(),
+            present: true,
+        }])),
+        other => panic!("{other:?}"),
+    });
+    assert_snapshot!(bench.run(["image", "verify"]), @r"
+    status 1
+    --- stdout
+    ok   image a: ext4, sha256 00
+    FAIL image \x1bb: its sha256 is 01
+         delete it
+    ");
+    assert_snapshot!(bench.run(["image", "cache", "prune", "--dry-run"]), @r"
+    status 0
+    --- stdout
+    would remove 2 files and free 3.0 MiB; 0 B stay
+    ");
+    assert_snapshot!(bench.run(["image", "cache", "prune"]), @r"
+    status 0
+    --- stdout
+    removed 1 file, freed 1.0 MiB; 0 B stay
+    ");
+    assert_snapshot!(bench.run(["kernel", "list", "--available"]), @r"
+    status 0
+    --- stdout
+    NAME          WHAT                   HERE
+    generic-6.12  Debian's cloud kernel  yes
+    ");
+    for args in [
+        &["image", "register", "--name", "a", "--rootfs", "r", "--modules", "m"][..],
+        &["image", "register", "--name", "a", "--rootfs", "r", "--kernel-ref", "k", "--kernel", "f"],
+        &["kernel", "import", "a"],
+        &["kernel", "import", "a", "--from", "d", "--vmlinux", "f"],
+    ] {
+        assert!(bench.run(args).starts_with("status 2\n"), "{args:?}");
+    }
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! The conversation with the host: greeting, control messages, and the dispatch of session frames.
 
 use crate::command::Defaults;
-use crate::session;
+use crate::{session, workspace};
 use banger_wire::frame::{DATA_LEN_MAX, Decoder, Frame, FrameError, HEADER_LEN, Kind, MESSAGE_LEN_MAX};
 use banger_wire::guest::{GuestMessage, HostMessage, SessionKind};
 use banger_wire::stream::FrameWriter;
@@ -137,6 +137,26 @@ fn open_session(
         SessionKind::ExportChanges => {
             let device = defaults.disk.clone();
             tokio::task::spawn_local(session::export_changes(session, device, queue, out.clone()));
+        }
+        SessionKind::Place { path, readonly } => {
+            let work = move |input, _| workspace::place(path.as_os_str().as_ref(), readonly, input);
+            tokio::task::spawn_local(session::exchange_items(
+                session,
+                "place the files",
+                work,
+                queue,
+                out.clone(),
+            ));
+        }
+        SessionKind::Collect { path } => {
+            let work = move |input, output| workspace::collect(path.as_os_str().as_ref(), input, output);
+            tokio::task::spawn_local(session::exchange_items(
+                session,
+                "read the files",
+                work,
+                queue,
+                out.clone(),
+            ));
         }
     }
 }

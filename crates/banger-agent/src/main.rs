@@ -21,6 +21,7 @@ mod session;
 mod shutdown;
 mod tar;
 mod users;
+mod workspace;
 
 use std::process::ExitCode;
 

@@ -125,6 +125,21 @@ pub enum SessionKind {
     /// a tar that is to be thrown away. Leaves out what is not the image's: mounts, and the host name, hosts,
     /// resolver and machine id files the agent wrote.
     ExportChanges,
+    /// Replaces a directory by what arrives: [items](crate::item) on the [`STDIN`](crate::exec::STDIN) channel, up to
+    /// the first `End`. Until that has arrived, whatever happens, the directory is as it was. Ends like `ExportChanges`.
+    Place {
+        /// The directory, absolute; its parents are made.
+        path: ByteString,
+        /// Nobody can write to it afterwards, until the guest's next start.
+        readonly: bool,
+    },
+    /// Lists a directory as [items](crate::item) on the [`STDOUT`](crate::exec::STDOUT) channel, up to an `End`, then
+    /// answers each `Want` from the `STDIN` channel until an `End` there. Names `.git` are left out, at every depth.
+    /// Nothing in the guest is changed. Ends like `ExportChanges`.
+    Collect {
+        /// The directory, absolute.
+        path: ByteString,
+    },
 }
 
 /// What becomes of the image's init.

@@ -1,7 +1,7 @@
 //! The command line as a grammar. What needs more than one flag to decide is decided by the commands.
 
 use crate::text::parse_duration;
-use banger_wire::daemon::{NetMode, VmmChoice, Wait};
+use banger_wire::daemon::{NetMode, VmmChoice, Wait, WorkspaceMode};
 use banger_wire::names::{ImageName, KernelName, VmName};
 use banger_wire::size::Mebibytes;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -17,12 +17,16 @@ banger ps                      the vms there are
 const RUN_EXAMPLES: &str = "\
 banger vm run                             a shell in a new vm
 banger vm run --rm -- make test           one command in a vm of its own; exits with its status
+banger vm run --rm ./repo -- make test    the same, in a copy of a git checkout
 tar c . | banger vm run --rm -- tar tv    streams are the command's own
 ";
 const EXEC_EXAMPLES: &str = "\
 banger vm exec web -- ps aux    a command in a running vm
 banger vm exec web              a shell there
 ";
+
+/// Heading of the flags about a checkout.
+const WORKSPACE: &str = "Workspace";
 
 /// Disposable microVMs from one command.
 #[derive(Debug, Parser)]
@@ -120,6 +124,31 @@ pub(crate) enum VmCommand {
     Exec(Box<ExecArgs>),
     /// Delete every vm that is not running.
     Prune(PruneArgs),
+    /// Checkouts in vms.
+    #[command(subcommand)]
+    Workspace(WorkspaceCommand),
+}
+
+/// `banger vm workspace`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum WorkspaceCommand {
+    /// Place a checkout in a running vm, or bring the one there up to date.
+    Prepare(PrepareArgs),
+}
+
+/// `banger vm workspace prepare`.
+#[derive(Debug, Args)]
+pub(crate) struct PrepareArgs {
+    #[command(flatten)]
+    pub(crate) workspace: WorkspaceArgs,
+    /// List what would be copied.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Name, id or the beginning of an id.
+    #[arg(value_name = "REF")]
+    pub(crate) vm: String,
+    /// A directory of the checkout; the one that was placed last, else the current one, when absent.
+    pub(crate) path: Option<PathBuf>,
 }
 
 /// What a vm is made of.
@@ -160,6 +189,29 @@ pub(crate) struct SpecArgs {
     pub(crate) wait: Option<WaitArg>,
 }
 
+/// How a checkout is placed in a vm.
+#[derive(Debug, Args)]
+pub(crate) struct WorkspaceArgs {
+    /// How much of the checkout is copied.
+    #[arg(long, value_name = "MODE", help_heading = WORKSPACE)]
+    pub(crate) mode: Option<ModeArg>,
+    /// Where it goes in the guest [default: /root/repo].
+    #[arg(long, value_name = "DIR", help_heading = WORKSPACE)]
+    pub(crate) guest_path: Option<PathBuf>,
+    /// Begin this branch in the guest.
+    #[arg(long, value_name = "NAME", help_heading = WORKSPACE)]
+    pub(crate) branch: Option<String>,
+    /// Leave untracked files here.
+    #[arg(long, help_heading = WORKSPACE)]
+    pub(crate) tracked_only: bool,
+    /// Take untracked files along that look like secrets.
+    #[arg(long, help_heading = WORKSPACE)]
+    pub(crate) include_secrets: bool,
+    /// Nobody in the guest can change it.
+    #[arg(long, help_heading = WORKSPACE)]
+    pub(crate) readonly: bool,
+}
+
 /// How a command is run.
 #[derive(Debug, Args)]
 pub(crate) struct SessionArgs {
@@ -186,6 +238,8 @@ pub(crate) struct RunArgs {
     #[command(flatten)]
     pub(crate) spec: SpecArgs,
     #[command(flatten)]
+    pub(crate) workspace: WorkspaceArgs,
+    #[command(flatten)]
     pub(crate) session: SessionArgs,
     /// Delete the vm once the command or shell has ended.
     #[arg(long)]
@@ -199,7 +253,7 @@ pub(crate) struct RunArgs {
     /// Print data as JSON, with `-d` or `--dry-run`.
     #[arg(long)]
     pub(crate) json: bool,
-    /// A git checkout to place in the vm; only with `--dry-run` yet, which lists its files.
+    /// A git checkout to place in the vm, where the command then runs.
     pub(crate) path: Option<PathBuf>,
     /// What to run instead of a shell.
     #[arg(last = true, value_name = "CMD")]
@@ -211,6 +265,8 @@ pub(crate) struct RunArgs {
 pub(crate) struct CreateArgs {
     #[command(flatten)]
     pub(crate) spec: SpecArgs,
+    #[command(flatten)]
+    pub(crate) workspace: WorkspaceArgs,
     /// Make it without starting it.
     #[arg(long)]
     pub(crate) no_start: bool,
@@ -220,7 +276,7 @@ pub(crate) struct CreateArgs {
     /// Print JSON.
     #[arg(long)]
     pub(crate) json: bool,
-    /// A git checkout to place in the vm; not supported yet.
+    /// A git checkout to place in the vm.
     pub(crate) path: Option<PathBuf>,
 }
 
@@ -480,6 +536,25 @@ impl From<VmmArg> for VmmChoice {
             VmmArg::Auto => Self::Auto,
             VmmArg::Firecracker => Self::Firecracker,
             VmmArg::Qemu => Self::Qemu,
+        }
+    }
+}
+
+/// [`WorkspaceMode`] as a flag's value.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub(crate) enum ModeArg {
+    /// The working tree as it is, and the last commits.
+    ShallowOverlay,
+    /// The working tree as it is, submodules included, and every commit; or a directory without git.
+    FullCopy,
+}
+
+impl From<ModeArg> for WorkspaceMode {
+    fn from(mode: ModeArg) -> Self {
+        match mode {
+            ModeArg::ShallowOverlay => Self::ShallowOverlay,
+            ModeArg::FullCopy => Self::FullCopy,
         }
     }
 }

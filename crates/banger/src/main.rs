@@ -25,6 +25,7 @@ mod streams;
 mod table;
 mod terminal;
 mod text;
+mod transfer;
 mod ui;
 mod upload;
 mod vm;

@@ -6,7 +6,7 @@ use crate::stop::{Ended, Stop, invalid};
 use crate::streams;
 use crate::table::{Table, render_pairs};
 use crate::text::{age, bytes, date, now};
-use crate::{logs, run};
+use crate::{logs, run, workspace};
 use banger_wire::daemon::{NetMode, Pruned, Request, VmState, VmView};
 use std::collections::BTreeSet;
 
@@ -26,6 +26,7 @@ pub(crate) async fn dispatch(context: &mut Context, command: VmCommand) -> Ended
         VmCommand::Show(args) => show(context, args).await,
         VmCommand::Logs(args) => logs::vm_logs(context, args).await,
         VmCommand::Prune(args) => prune(context, args).await,
+        VmCommand::Workspace(command) => workspace::command::dispatch(context, command).await,
     }
 }
 

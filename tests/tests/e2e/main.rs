@@ -8,3 +8,4 @@ mod lifecycle;
 mod run;
 mod support;
 mod template;
+mod workspace;

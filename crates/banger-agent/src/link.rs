@@ -138,8 +138,9 @@ fn open_session(
             let device = defaults.disk.clone();
             tokio::task::spawn_local(session::export_changes(session, device, queue, out.clone()));
         }
-        SessionKind::Place { path, readonly } => {
-            let work = move |input, _| workspace::place(path.as_os_str().as_ref(), readonly, input);
+        SessionKind::Place { path, readonly, replace } => {
+            let how = workspace::How { readonly, replace };
+            let work = move |input, output| workspace::place(path.as_os_str().as_ref(), how, input, output);
             tokio::task::spawn_local(session::exchange_items(
                 session,
                 "place the files",

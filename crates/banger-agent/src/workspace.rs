@@ -23,14 +23,26 @@ fn at<'a>(path: &'a Path) -> impl FnOnce(Error) -> Error + 'a {
     move |error| Error::new(error.kind(), format!("`{}`: {error}", path.display().to_string().escape_debug()))
 }
 
-/// Replaces `target` by what arrives.
+/// How a directory is placed.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct How {
+    /// Mounted read-only afterwards.
+    pub(crate) readonly: bool,
+    /// There may be something already.
+    pub(crate) replace: bool,
+}
+
+/// Replaces `target` by what arrives, and lists what is there then.
 ///
 /// # Errors
 /// When anything does not work; `target` is then as it was.
-pub(crate) fn place(target: &Path, readonly: bool, input: impl Read) -> Result<()> {
+pub(crate) fn place(target: &Path, how: How, input: impl Read, output: impl Write) -> Result<()> {
     let (Some(parent), Some(name), true) = (target.parent(), target.file_name(), target.is_absolute()) else {
         return Err(Error::new(ErrorKind::InvalidInput, "a place is an absolute path with a name"));
     };
+    if !how.replace && std::fs::read_dir(target).is_ok_and(|mut entries| entries.next().is_some()) {
+        return Err(at(target)(Error::new(ErrorKind::AlreadyExists, "there is something already")));
+    }
     std::fs::create_dir_all(parent).map_err(at(parent))?;
     let mut staging = OsString::from(".");
     staging.push(name);
@@ -46,7 +58,13 @@ pub(crate) fn place(target: &Path, readonly: bool, input: impl Read) -> Result<(
     });
     let removed = remove(&staging);
     placed.and(removed)?;
-    if readonly { make_readonly(target).map_err(at(target)) } else { Ok(()) }
+    if how.readonly {
+        make_readonly(target).map_err(at(target))?;
+    }
+    let mut writer = ItemWriter::new(output);
+    list(target, &mut writer)?;
+    writer.item(&Item::End)?;
+    writer.flush()
 }
 
 fn remove(tree: &Path) -> Result<()> {
@@ -161,6 +179,8 @@ pub(crate) fn collect(root: &Path, input: impl Read, output: impl Write) -> Resu
             Item::Want { path } => {
                 let full = root.join(path.as_os_str());
                 send(&full, path, &mut writer).map_err(at(&full))?;
+                // The host may wait for it before it asks for more.
+                writer.flush()?;
             }
             Item::End => break,
             _ => return Err(ErrorKind::InvalidData.into()),
@@ -240,7 +260,10 @@ fn send(full: &Path, path: ByteString, writer: &mut ItemWriter<impl Write>) -> R
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::sink;
     use std::os::unix::fs::symlink;
+
+    const HOW: How = How { readonly: false, replace: true };
 
     fn bytes(path: &str) -> ByteString {
         ByteString::from(path)
@@ -270,18 +293,19 @@ mod tests {
     fn a_directory_is_replaced_as_a_whole_or_not_at_all() {
         let dir = tempfile::tempdir().unwrap();
         let target = dir.path().join("a/repo");
-        place(&target, false, stream(&[("dir/one", "1"), ("two", "2")], &[], true).as_slice()).unwrap();
+        place(&target, HOW, stream(&[("dir/one", "1"), ("two", "2")], &[], true).as_slice(), &mut sink())
+            .unwrap();
         let one = target.join("dir/one").metadata().unwrap();
         assert_eq!((one.mode() & 0o7777, one.mtime()), (0o755, 1));
         assert_eq!(target.join("dir/link").read_link().unwrap(), Path::new("/etc"));
         assert_eq!(target.join("dir/link").symlink_metadata().unwrap().mtime(), 1);
         std::fs::create_dir_all(target.join("built/deep")).unwrap();
         std::fs::write(target.join("built/deep/x"), "x").unwrap();
-        let broken = place(&target, false, stream(&[("other", "")], &[], false).as_slice());
+        let broken = place(&target, HOW, stream(&[("other", "")], &[], false).as_slice(), &mut sink());
         assert_eq!(broken.unwrap_err().kind(), ErrorKind::UnexpectedEof);
         assert_eq!(std::fs::read_to_string(target.join("two")).unwrap(), "2");
         let again = stream(&[("dir/one", "new")], &["built", "dir/one", "gone"], true);
-        place(&target, false, again.as_slice()).unwrap();
+        place(&target, HOW, again.as_slice(), &mut sink()).unwrap();
         assert_eq!(std::fs::read_to_string(target.join("dir/one")).unwrap(), "new");
         assert!(target.join("built/deep/x").exists() && !target.join("two").exists());
         assert_eq!(

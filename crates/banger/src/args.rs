@@ -134,6 +134,32 @@ pub(crate) enum VmCommand {
 pub(crate) enum WorkspaceCommand {
     /// Place a checkout in a running vm, or bring the one there up to date.
     Prepare(PrepareArgs),
+    /// Take what changed in the vm as one patch, or apply it to the checkout.
+    Export(ExportArgs),
+    /// Show what changed on both sides since the checkout was placed.
+    Status(ShowArgs),
+    /// Take the last apply to a checkout back.
+    Undo {
+        /// A directory of the checkout; the current one when absent.
+        path: Option<PathBuf>,
+    },
+}
+
+/// `banger vm workspace export`.
+#[derive(Debug, Args)]
+pub(crate) struct ExportArgs {
+    /// Write the patch to this file instead of stdout.
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+    /// Compare with this commit of the checkout instead of with what was placed.
+    #[arg(long, value_name = "COMMIT")]
+    pub(crate) base_commit: Option<String>,
+    /// Change the files of the checkout accordingly; `banger vm workspace undo` takes that back.
+    #[arg(long, conflicts_with = "base_commit")]
+    pub(crate) apply: bool,
+    /// Name, id or the beginning of an id.
+    #[arg(value_name = "REF")]
+    pub(crate) vm: String,
 }
 
 /// `banger vm workspace prepare`.
@@ -144,6 +170,9 @@ pub(crate) struct PrepareArgs {
     /// List what would be copied.
     #[arg(long)]
     pub(crate) dry_run: bool,
+    /// Replace what was changed in the vm.
+    #[arg(short, long)]
+    pub(crate) force: bool,
     /// Name, id or the beginning of an id.
     #[arg(value_name = "REF")]
     pub(crate) vm: String,
@@ -253,6 +282,12 @@ pub(crate) struct RunArgs {
     /// Print data as JSON, with `-d` or `--dry-run`.
     #[arg(long)]
     pub(crate) json: bool,
+    /// Afterwards, write what changed in the vm's copy of the checkout to this file, as a patch.
+    #[arg(long, value_name = "PATCH", help_heading = WORKSPACE, requires = "path")]
+    pub(crate) export: Option<PathBuf>,
+    /// Afterwards, change the files of the checkout as they were changed in the vm.
+    #[arg(long, help_heading = WORKSPACE, requires = "path")]
+    pub(crate) apply: bool,
     /// A git checkout to place in the vm, where the command then runs.
     pub(crate) path: Option<PathBuf>,
     /// What to run instead of a shell.
@@ -285,6 +320,9 @@ pub(crate) struct CreateArgs {
 pub(crate) struct ExecArgs {
     #[command(flatten)]
     pub(crate) session: SessionArgs,
+    /// First bring the vm's workspace up to date.
+    #[arg(long, help_heading = WORKSPACE)]
+    pub(crate) auto_prepare: bool,
     /// A variable of the command; `K` alone takes the value from here.
     #[arg(long, value_name = "K[=V]")]
     pub(crate) env: Vec<OsString>,

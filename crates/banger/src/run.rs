@@ -10,7 +10,9 @@ use crate::terminal;
 use crate::text::escape;
 use crate::upload::{Local, local};
 use crate::vm::state_word;
-use crate::workspace::command::{Placed, look, make, place, tell_survey, wanted};
+use crate::workspace::command::{
+    Back, Placed, bring_back, check_back, look, make, place, refresh, tell_survey, wanted, warn_stale,
+};
 use banger_wire::bytes::ByteString;
 use banger_wire::daemon::{Event, Outcome, Request, StartedVm, VmSpec, VmState, VmView, Wait};
 use banger_wire::error::{ErrorCode, WireError};
@@ -38,12 +40,14 @@ pub(crate) async fn run(context: &mut Context, args: RunArgs) -> Ended {
     if args.dry_run {
         return dry_run(context, spec, args.json).await;
     }
+    let back = Back { patch: args.export, apply: args.apply, base_commit: None };
+    check_back(context, &back, survey.as_ref()).await?;
     let rm = args.rm;
     let making = make(context, wanted.as_ref(), survey)?;
     let started = start(context, Request::VmRun(Box::new(spec)), rm).await?;
     let name = started.vm.name.to_string();
     let placed = Placed { wanted: wanted.as_ref(), making };
-    let session = RunSession { rm, detach: args.detach, session: args.session, command: args.command };
+    let session = RunSession { rm, detach: args.detach, session: args.session, command: args.command, back };
     let result = run_placed(context, &started, placed, session).await;
     if args.detach {
         result?;
@@ -63,6 +67,7 @@ struct RunSession {
     detach: bool,
     session: SessionArgs,
     command: Vec<OsString>,
+    back: Back,
 }
 
 /// Places the checkout, if there is one, and runs the command, unless the vm is left to itself.
@@ -79,16 +84,30 @@ async fn run_placed(
             // More than one session is needed, so none of them can be the lease.
             hold = Some(context.signals.unless(session::request(&name, &socket, VmRequest::Hold)).await?);
         }
-        workdir = Some(place(context, &started.vm, wanted, making).await?);
+        workdir = Some(place(context, &started.vm, wanted, making, None).await?);
     }
     if run.detach {
         return Ok(0);
     }
-    let mut exec = exec_spec(run.session, run.command, Vec::new());
-    exec.0.workdir = exec.0.workdir.or(workdir);
-    let plan =
-        SessionPlan { vm: name, socket, timeout: exec.1, exec: exec.0, lease: run.rm && hold.is_none() };
-    session::run(plan, &mut context.signals).await
+    let (mut exec, timeout) = exec_spec(run.session, run.command, Vec::new());
+    exec.workdir = exec.workdir.or(workdir);
+    let lease = run.rm && hold.is_none();
+    let plan = SessionPlan { vm: name, socket, timeout, exec, lease };
+    let result = session::run(plan, &mut context.signals).await;
+    let ran = matches!(result, Ok(_) | Err(Stop::TimedOut(_)));
+    if ran && (run.back.apply || run.back.patch.is_some()) {
+        // Whatever its status was: a tool that reports what it has mended by one is none the worse.
+        let vm = show(context, started).await?;
+        bring_back(context, &vm, run.back).await?;
+    }
+    drop(hold);
+    result
+}
+
+/// Asks for the vm anew: it has a workspace by now.
+async fn show(context: &mut Context, started: &StartedVm) -> Result<VmView, Stop> {
+    let outcome = context.ask(Request::VmShow { vm: started.vm.id.to_string() }).await?;
+    expect_outcome!(outcome, Vm)
 }
 
 /// Runs `banger vm create`.
@@ -115,7 +134,7 @@ pub(crate) async fn create(context: &mut Context, args: CreateArgs) -> Ended {
     let making = make(context, wanted.as_ref(), survey)?;
     let started = start(context, Request::VmRun(Box::new(spec)), false).await?;
     if let (Some(wanted), Some(making)) = (&wanted, making) {
-        place(context, &started.vm, wanted, making).await?;
+        place(context, &started.vm, wanted, making, None).await?;
     }
     tell_vm(context, &started.vm, args.json)
 }
@@ -124,7 +143,13 @@ pub(crate) async fn create(context: &mut Context, args: CreateArgs) -> Ended {
 pub(crate) async fn exec(context: &mut Context, args: ExecArgs) -> Ended {
     let env = env::collect(&args.env_file, &args.env)?;
     let vm = running(context, args.vm).await?;
-    let (exec, timeout) = exec_spec(args.session, args.command, env);
+    if args.auto_prepare {
+        refresh(context, &vm).await?;
+    } else {
+        warn_stale(context, &vm);
+    }
+    let (mut exec, timeout) = exec_spec(args.session, args.command, env);
+    exec.workspace = vm.workspace.map(|workspace| workspace.path);
     let socket = PathBuf::from(vm.socket);
     let plan = SessionPlan { vm: vm.name.to_string(), socket, timeout, exec, lease: false };
     session::run(plan, &mut context.signals).await
@@ -154,6 +179,10 @@ fn check(args: &RunArgs) -> Result<(), WireError> {
     if args.detach && !args.command.is_empty() {
         return Err(invalid("`-d` makes a vm and returns, so it takes no command")
             .hinted("start it with `banger vm run -d`, then use `banger vm exec`"));
+    }
+    if args.detach && (args.apply || args.export.is_some()) {
+        return Err(invalid("`-d` returns before anything has changed that could be brought back")
+            .hinted("use `banger vm workspace export` later"));
     }
     if args.json && !args.detach && !args.dry_run {
         return Err(invalid("`--json` needs `-d` or `--dry-run`: otherwise stdout is the command's"));
@@ -202,6 +231,7 @@ fn exec_spec(
         argv: command.into_iter().map(ByteString::from).collect(),
         env,
         workdir: args.workdir.map(ByteString::from),
+        workspace: None,
         user: args.user,
         term: tty.and_then(|_| std::env::var("TERM").ok()),
         tty,

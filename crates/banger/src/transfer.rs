@@ -40,7 +40,8 @@ pub(crate) fn start_thread<T: Send + 'static>(
     Ok(done)
 }
 
-/// Opens a session and has `work` serve its streams, until both have ended. `tick` is called now and then.
+/// Opens a session and has `work` serve its streams, until both have ended. `tick` is called now and then. The work keeps
+/// its writer to its end.
 ///
 /// # Errors
 /// Those of the work, of the guest, and of the connection.
@@ -108,9 +109,13 @@ pub(crate) async fn transfer<T: Send + 'static>(
     };
     drop((to_work, pieces, queue));
     sender.abort();
-    end?;
-    match result {
-        Some(result) => Ok(result),
-        None => Ok(work.await.map_err(gone)??),
+    // Work that had ended by itself before the guest failed is the cause, if it failed; else it fails in consequence.
+    if let (Err(error), true) = (&end, sending) {
+        return Err(error.clone().into());
     }
+    let result = match result {
+        Some(result) => result,
+        None => work.await.map_err(gone)??,
+    };
+    Ok(end.map(|()| result)?)
 }

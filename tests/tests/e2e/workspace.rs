@@ -17,7 +17,7 @@ git diff --cached --no-ext-diff | sha256sum
 git config user.name; git config user.email; git config remote.origin.url || true
 cd "$(git rev-parse --show-toplevel)"
 find . -name .git -prune -o -type f -print0 | sort -z | xargs -0 -r sha256sum
-find . -name .git -prune -o -printf '%y %m %l %p\n' | grep -v '^d' | sort
+find . -name .git -prune -o -printf '%y %m %l %p\n' | grep -av '^d' | sort
 "#;
 
 /// One kind of checkout.
@@ -233,4 +233,310 @@ fn a_command_runs_in_a_copy_of_the_checkout() {
     assert!(warning.contains("`.env` looks like a secret and stays behind"), "{warning}");
     assert_eq!(std::fs::read_to_string(dir.join("r/sub/a")).unwrap(), "a\n");
     owner.assert_nothing_left();
+}
+
+/// Everything below a directory: type, permission bits, content.
+const TREE: &str = "find . -path ./.git -prune -o -printf '%y %m %l %p\n' | grep -av '^d' | LC_ALL=C sort
+    find . -path ./.git -prune -o -type f -print0 | LC_ALL=C sort -z | xargs -0 -r sha256sum";
+
+/// Runs a script in a vm's workspace.
+fn guest(owner: &Owner, name: &str, script: &str) -> String {
+    let output = owner.banger(["vm", "exec", name, "--", "sh", "-ec", script]).output().unwrap();
+    assert!(output.status.success(), "{script}: {}{}", show(&output), owner.logs());
+    text(&output.stdout)
+}
+
+/// A vm with a checkout made by a script.
+fn placed(owner: &Owner, name: &str, script: &str) -> PathBuf {
+    let top = checkout(owner, name, &format!("git init -q r; cd r; {script}")).join("r");
+    let top_text = top.to_str().unwrap();
+    owner.ok(["vm", "run", "-d", "--image", IMAGE, "--name", name, top_text]);
+    top
+}
+
+#[test]
+fn what_changed_comes_back_and_can_be_taken_back() {
+    let owner = Owner::with_store();
+    let top = placed(
+        &owner,
+        "back",
+        "printf 'out/\n' > .gitignore; for f in same changed gone mode typed old; do echo $f > $f; done
+        mkdir -p a/b sub; echo x > a/b/c; ln -s same link; printf 'a\\0b' > bin; printf 'x\r\ny\r\n' > crlf; echo s > sub/s
+        echo host > 'od d'; chmod 600 mode; git add .; git commit -qm one; echo untracked > u; printf 'n\\377' > \"$(printf 'n\\377')\"",
+    );
+    let before = sh(&owner, &top, TREE);
+    let script = "echo more >> changed; rm gone; chmod u+x mode; rm typed; ln -s same typed; git mv old new; git commit -qam one
+        rm -r a; echo flat > a; ln -snf changed link; printf 'a\\0c' > bin; printf 'x\r\nz\r\n' > crlf; rm -r sub; mkdir -p out deep/er
+        echo ignored > out/x; echo d > deep/er/d; echo mine >> u; echo more >> 'od d'; printf m >> \"$(printf 'n\\377')\"
+        head -c 5000000 /dev/urandom > big; : > empty; echo local > '.gitattributes'; echo '*.log' >> .gitignore; echo l > x.log
+        echo colon > ':(top)x'; git add changed; git stash -q; git stash pop -q --index; echo staged > st; git add st";
+    guest(&owner, "back", script);
+    let state = "find .git -type f -print0 | LC_ALL=C sort -z | xargs -0 sha256sum; find .git -printf '%p %m %T@ %i\n' | sort";
+    let git_before = guest(&owner, "back", state);
+    let patch = top.parent().unwrap().join("p.diff");
+    owner.ok(["vm", "workspace", "export", "back", "-o", patch.to_str().unwrap()]);
+    let status = owner.json(&["vm", "workspace", "status", "back", "--json"]);
+    assert_eq!(status["host_changed"].as_array().unwrap().len(), 0, "{status}");
+    let applied = owner.banger(["vm", "workspace", "export", "back", "--apply"]).output().unwrap();
+    assert!(applied.status.success(), "{}", show(&applied));
+    assert_eq!(guest(&owner, "back", state), git_before, "the guest's git has changed");
+    // As in the guest, but for what is ignored, and for who may read what had to be made anew.
+    let leave = |text: String| -> Vec<String> {
+        let wanted = |line: &&str| !line.contains("./out/") && !line.contains("x.log");
+        text.lines().filter(wanted).map(str::to_owned).collect()
+    };
+    let there = leave(guest(&owner, "back", TREE));
+    assert_eq!(leave(text(&sh(&owner, &top, TREE).stdout)), there);
+    owner.ok(["vm", "workspace", "undo", top.to_str().unwrap()]);
+    assert_eq!(text(&sh(&owner, &top, TREE).stdout), text(&before.stdout));
+    // The patch says the same to git.
+    let by_git = "git apply ../p.diff 2> /dev/null || git apply --exclude=':(top)x' ../p.diff";
+    sh(&owner, &top, by_git);
+    // Git gives what it makes anew to everybody.
+    let by_git = text(&sh(&owner, &top, TREE).stdout).replace("755  ./mode", "700  ./mode");
+    assert_eq!(leave(by_git), there);
+    let again = owner.banger(["vm", "workspace", "undo", top.to_str().unwrap()]).output().unwrap();
+    assert_eq!(again.status.code(), Some(1), "{}", show(&again));
+    owner.ok(["vm", "delete", "-f", "back"]);
+    owner.assert_nothing_left();
+}
+
+#[test]
+fn both_sides_are_joined_or_nothing_is_written() {
+    let owner = Owner::with_store();
+    let lines = "for i in 1 2 3 4 5 6 7 8 9; do echo $i; done";
+    let top =
+        placed(&owner, "join", &format!("({lines}) > text; echo a > other; git add .; git commit -qm one"));
+    guest(&owner, "join", "sed -i 's/^1$/one/' text; echo new > new");
+    sh(&owner, &top, "sed -i 's/^9$/nine/' text; git commit -qam two");
+    owner.ok(["vm", "workspace", "export", "join", "--apply"]);
+    let joined = std::fs::read_to_string(top.join("text")).unwrap();
+    assert!(joined.starts_with("one\n") && joined.ends_with("nine\n"), "{joined}");
+    let dirty = owner.banger(["vm", "workspace", "export", "join", "--apply"]).output().unwrap();
+    assert!(text(&dirty.stderr).contains("not committed: `text`"), "{}", show(&dirty));
+    sh(&owner, &top, "git add .; git commit -qm three; echo b > other; git commit -qam four; rm new");
+    guest(&owner, "join", "echo c > other; echo newer > new");
+    sh(&owner, &top, "git add -A; git commit -qm five; echo x > untracked");
+    let before = text(&sh(&owner, &top, TREE).stdout);
+    let refused = owner.banger(["vm", "workspace", "export", "join", "--apply"]).output().unwrap();
+    let said = text(&refused.stderr);
+    assert!(!refused.status.success() && said.contains("both sides changed `other`"), "{said}");
+    assert_eq!(text(&sh(&owner, &top, TREE).stdout), before);
+    owner.ok(["vm", "delete", "-f", "join"]);
+}
+
+#[test]
+fn a_workspace_is_brought_up_to_date_and_changes_in_it_are_not_lost() {
+    let owner = Owner::with_store();
+    let top = placed(
+        &owner,
+        "fresh",
+        "echo 'out/' > .gitignore; mkdir d; echo a > d/a; git add .; git commit -qm one",
+    );
+    assert_eq!(
+        guest(&owner, "fresh", "pwd; mkdir -p out d/out; echo built > out/x; echo built > d/out/y"),
+        "/root/repo\n"
+    );
+    sh(&owner, &top, "echo b > d/a; git commit -qam two");
+    let stale = owner.banger(["vm", "exec", "fresh", "--", "cat", "d/a"]).output().unwrap();
+    assert!(
+        text(&stale.stderr).contains("has another commit checked out than vm `fresh` has"),
+        "{}",
+        show(&stale)
+    );
+    assert_eq!(text(&stale.stdout), "a\n");
+    let fresh = owner
+        .banger(["vm", "exec", "--auto-prepare", "fresh", "--", "cat", "d/a", "out/x", "d/out/y"])
+        .output();
+    let fresh = fresh.unwrap();
+    assert_eq!(text(&fresh.stdout), "b\nbuilt\nbuilt\n", "{}", show(&fresh));
+    guest(&owner, "fresh", "echo mine > d/a");
+    let refused = owner.banger(["vm", "workspace", "prepare", "fresh"]).output().unwrap();
+    assert!(text(&refused.stderr).contains("1 change in vm `fresh` would be lost"), "{}", show(&refused));
+    assert_eq!(guest(&owner, "fresh", "cat d/a"), "mine\n");
+    owner.ok(["vm", "workspace", "prepare", "--force", "fresh"]);
+    assert_eq!(guest(&owner, "fresh", "cat d/a out/x"), "b\nbuilt\n");
+    // It is there after a restart, and still compared with what was placed.
+    guest(&owner, "fresh", "echo later > d/new");
+    owner.ok(["vm", "stop", "fresh"]);
+    owner.ok(["vm", "start", "fresh"]);
+    let status = owner.json(&["vm", "workspace", "status", "fresh", "--json"]);
+    assert_eq!(status["guest_changed"], serde_json::json!(["d/new"]), "{status}");
+    let elsewhere = ["vm", "workspace", "prepare", "--guest-path", "/etc", "fresh"];
+    let refused = owner.banger(elsewhere).output().unwrap();
+    assert!(text(&refused.stderr).contains("there is something already"), "{}", show(&refused));
+    let readonly = [
+        "vm",
+        "workspace",
+        "prepare",
+        "--guest-path",
+        "/srv/x/repo",
+        "--readonly",
+        "--branch",
+        "topic",
+        "fresh",
+    ];
+    owner.ok(readonly);
+    let said = guest(&owner, "fresh", "pwd; git symbolic-ref HEAD; touch new 2> /dev/null || echo refused");
+    assert_eq!(said, "/srv/x/repo\nrefs/heads/topic\nrefused\n");
+    owner.ok(["vm", "delete", "-f", "fresh"]);
+    owner.assert_nothing_left();
+}
+
+#[test]
+fn one_command_brings_its_change_back() {
+    let owner = Owner::with_store();
+    let dir = checkout(&owner, "one", "git init -q r; cd r; echo a > a; git add .; git commit -qm one");
+    let (top, patch) = (dir.join("r"), dir.join("p.diff"));
+    let args = ["--export", patch.to_str().unwrap(), "--apply", top.to_str().unwrap()];
+    let output = owner.vm_run(args.iter().chain(&["--", "sh", "-c", "echo b > a; exit 3"]));
+    assert_eq!(output.status.code(), Some(3), "{}", show(&output));
+    assert_eq!(std::fs::read_to_string(top.join("a")).unwrap(), "b\n");
+    assert!(std::fs::read_to_string(&patch).unwrap().contains("\n-a\n+b\n"));
+    owner.assert_nothing_left();
+    let output = owner.vm_run(args.iter().chain(&["--", "true"]));
+    assert!(text(&output.stderr).contains("not committed: `a`"), "{}", show(&output));
+    let plain = dir.join("plain");
+    sh(&owner, &dir, "mkdir plain; echo x > plain/x");
+    let output = owner.vm_run([
+        "--mode",
+        "full_copy",
+        "--apply",
+        plain.to_str().unwrap(),
+        "--",
+        "sh",
+        "-c",
+        "echo y > x; touch n",
+    ]);
+    assert!(output.status.success(), "{}", show(&output));
+    assert_eq!(std::fs::read_to_string(plain.join("x")).unwrap(), "y\n");
+    owner.assert_nothing_left();
+}
+
+/// What an owner may have in the config, and what a guest would like git to run with it. Each leaves a mark.
+const TRAPS: &str = r#"
+mkdir -p ~/marks ~/hooks
+mark() { printf '#!/bin/sh\ntouch ~/marks/%s\ncat 2> /dev/null\nexit 0\n' "$1" > ~/hooks/"$1"; chmod +x ~/hooks/"$1"; }
+for hook in pre-commit post-checkout post-index-change pre-applypatch applypatch-msg post-merge reference-transaction; do mark $hook; done
+for trap in fsmonitor clean smudge process textconv external command merge ssh pager editor credential askpass; do mark $trap; done
+git config --global core.hooksPath ~/hooks; git config --global core.fsmonitor ~/hooks/fsmonitor
+git config --global filter.evil.clean ~/hooks/clean; git config --global filter.evil.smudge ~/hooks/smudge
+git config --global filter.evil.required true; git config --global filter.long.process ~/hooks/process
+git config --global diff.evil.textconv ~/hooks/textconv; git config --global diff.other.command ~/hooks/command
+git config --global diff.external ~/hooks/external; git config --global merge.evil.driver "$HOME/hooks/merge %O %A %B"
+git config --global merge.default evil; git config --global core.sshCommand ~/hooks/ssh
+git config --global core.pager ~/hooks/pager; git config --global core.editor ~/hooks/editor
+git config --global credential.helper ~/hooks/credential; git config --global core.askPass ~/hooks/askpass
+git config --global submodule.recurse true; git config --global protocol.allow always; git config --global diff.submodule log
+"#;
+
+/// What a hostile guest writes; `mark` is a command that leaves a mark on the host.
+const PAYLOAD: &str = r#"
+mark="touch $HOST_HOME/marks/guest"
+printf '* filter=evil diff=evil merge=evil\n*.long filter=long\n*.other diff=other\n' > .gitattributes
+cp .gitattributes .git/info/attributes
+for hook in pre-commit post-checkout post-index-change pre-applypatch fsmonitor-watchman reference-transaction; do
+    mkdir -p .git/hooks; printf '#!/bin/sh\n%s\n' "$mark" > .git/hooks/$hook; chmod 755 .git/hooks/$hook; done
+cat >> .git/config <<END
+[core]
+    fsmonitor = $mark
+    sshCommand = $mark
+    pager = $mark
+    worktree = /
+[filter "evil"]
+    clean = $mark
+    smudge = $mark
+[diff]
+    external = $mark
+[diff "evil"]
+    textconv = $mark
+[alias]
+    status = !$mark
+[include]
+    path = $HOST_HOME/hooks/config
+END
+echo "$HOST_HOME/src" > .git/objects/info/alternates
+printf '[submodule "m"]\n\tpath = m\n\turl = ext::sh -c "%s"\n\tupdate = !%s\n' "$mark" "$mark" > .gitmodules
+mkdir -p m inner/objects inner/refs inner/hooks nested/.git .Git 'git~1' '.git.'
+echo "gitdir: $HOST_HOME/src" > m/.git
+printf 'ref: refs/heads/main\n' > inner/HEAD
+printf '[core]\n\tbare = true\n\tfsmonitor = %s\n\tworktree = ..\n' "$mark" > inner/config
+cp inner/config inner/HEAD nested/.git/; cp inner/config .Git/config; cp inner/config 'git~1/config'; cp inner/config '.git./config'
+printf '#!/bin/sh\n%s\n' "$mark" > inner/hooks/post-checkout; chmod 755 inner/hooks/post-checkout
+echo changed >> text; echo changed >> x.long; echo changed >> x.other; echo new > nested/file
+ln -s "$HOST_HOME" out; ln -s ../../.. up; ln -s .git/config gitlink; ln -s /etc/passwd passwd
+rm -rf dir; ln -s "$HOST_HOME" dir
+printf '#!/bin/sh\n' > suid; chmod 6755 suid; mknod device c 1 3; mkfifo pipe
+echo "$mark" > "$(printf '\033]0;title\007')"
+"#;
+
+#[test]
+fn nothing_a_guest_writes_makes_the_host_run_anything() {
+    let owner = Owner::with_store();
+    let top = placed(
+        &owner,
+        "hostile",
+        "mkdir dir; echo d > dir/file; echo 1 > text; echo 2 > x.long; echo 3 > x.other; git add .; git commit -qm one",
+    );
+    sh(&owner, owner.home(), TRAPS);
+    let mut command = owner.banger(["vm", "exec", "--env"]);
+    command.arg(format!("HOST_HOME={}", owner.home().display()));
+    let ran = command.args(["hostile", "--", "sh", "-ec", PAYLOAD]).output().unwrap();
+    assert!(ran.status.success(), "{}", show(&ran));
+    let marks = || -> Vec<String> {
+        let found = std::fs::read_dir(owner.home().join("marks")).unwrap();
+        found.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect()
+    };
+    let calm = |args: &[&str], succeeds: bool| {
+        let output = owner.banger(args).output().unwrap();
+        assert_eq!(output.status.success(), succeeds, "{args:?}: {}", show(&output));
+        assert_eq!(marks(), [""; 0], "{args:?} had something run");
+        text(&output.stderr)
+    };
+    let patch = owner.home().join("p.diff");
+    calm(&["vm", "workspace", "status", "hostile"], true);
+    let said = calm(&["vm", "workspace", "export", "hostile", "-o", patch.to_str().unwrap()], true);
+    for name in [
+        "`out`",
+        "`up`",
+        "`gitlink`",
+        "`passwd`",
+        "`dir`",
+        "`.Git/config`",
+        "`git~1/config`",
+        "`.git./config`",
+        "`device`",
+        "`pipe`",
+    ] {
+        assert!(said.contains(&format!("{name} ")), "{name} was not refused by name: {said}");
+    }
+    calm(&["vm", "workspace", "export", "hostile", "--apply"], true);
+    // The guest's attributes are in the checkout now, beside the owner's filters.
+    calm(&["vm", "workspace", "export", "hostile", "--apply"], false);
+    calm(&["vm", "run", "--dry-run", top.to_str().unwrap()], true);
+    calm(&["vm", "workspace", "prepare", "--force", "hostile"], true);
+    calm(&["vm", "exec", "hostile", "--", "true"], true);
+    let has = |name: &str| top.join(name).symlink_metadata().is_ok();
+    assert!(has("suid") && has("nested/file") && has("inner/config") && has(".gitattributes"));
+    for name in [
+        "out",
+        "up",
+        "gitlink",
+        "passwd",
+        ".Git",
+        "git~1",
+        ".git.",
+        "device",
+        "pipe",
+        "nested/.git",
+        "m/.git",
+    ] {
+        assert!(!has(name), "{name} came out");
+    }
+    let mode = std::os::unix::fs::MetadataExt::mode(&top.join("suid").metadata().unwrap());
+    assert_eq!(mode & 0o7000, 0, "a setuid bit came out");
+    assert!(!top.join("dir").is_symlink());
+    calm(&["vm", "workspace", "undo", top.to_str().unwrap()], true);
+    assert_eq!(std::fs::read_to_string(top.join("text")).unwrap(), "1\n");
+    owner.ok(["vm", "delete", "-f", "hostile"]);
 }

@@ -7,6 +7,7 @@ use banger_wire::daemon::WorkspaceMode;
 use banger_wire::error::WireError;
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
+use std::io::ErrorKind;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -79,7 +80,10 @@ impl Survey {
 /// When git is missing, or `path` is in no checkout, or what is in it can't travel.
 pub(crate) fn survey(path: &Path, wanted: &Wanted) -> Result<Survey, WireError> {
     let shown = escape(&path.display().to_string());
-    let full = path.canonicalize().map_err(|error| failed(format!("could not find `{shown}`"), &error))?;
+    let full = path.canonicalize().map_err(|error| match error.kind() {
+        ErrorKind::NotFound => invalid(format!("there is no directory `{shown}`")),
+        _ => failed(format!("could not find `{shown}`"), &error),
+    })?;
     if !full.is_dir() {
         return Err(invalid(format!("`{shown}` is not a directory")));
     }
@@ -329,7 +333,7 @@ mod tests {
         `DIR/bare.git` is a bare repository, which has no files to place in a vm; clone it, and name the clone
         `DIR/plain` is not in a git checkout; to copy all that is in the directory, use `--mode full_copy`
         the checkout has submodules (`sub`), which the default mode leaves out; to take them along, use `--mode full_copy`
-        could not find `DIR/none`; 
+        there is no directory `DIR/none`; 
         `DIR/top/.git/config` is not a directory; 
         "
         );

@@ -6,6 +6,7 @@
 
 use crate::stop::{failed, invalid};
 use banger_wire::error::WireError;
+use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::io::Write as _;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
@@ -28,12 +29,50 @@ const ALWAYS: [&str; 7] = [
 pub(crate) struct Git {
     dir: PathBuf,
     env: Vec<(&'static str, OsString)>,
+    /// Config that overrides every file's.
+    config: Vec<(OsString, String)>,
 }
 
 impl Git {
     /// Returns git in a directory of the owner's.
     pub(crate) fn at(dir: &Path) -> Self {
-        Self { dir: dir.to_owned(), env: Vec::new() }
+        Self { dir: dir.to_owned(), env: Vec::new(), config: Vec::new() }
+    }
+
+    /// Returns git in a repository of banger's own, where nothing of the owner's config counts, nor any attribute.
+    pub(crate) fn own(dir: &Path) -> Self {
+        Self::at(dir)
+            .with_env("GIT_DIR", ".")
+            .with_env("GIT_CONFIG_NOSYSTEM", "1")
+            .with_env("GIT_CONFIG_GLOBAL", "/dev/null")
+            .with_env("GIT_ATTR_NOSYSTEM", "1")
+            .with_env("XDG_CONFIG_HOME", "/dev/null")
+    }
+
+    /// Returns the same git with a working tree of its own.
+    pub(crate) fn in_tree(self, repository: &Path, tree: &Path) -> Self {
+        let mut git = self.with_env("GIT_DIR", repository).with_env("GIT_WORK_TREE", tree);
+        git.dir = tree.to_owned();
+        git
+    }
+
+    /// Returns git in the owner's repository with every filter that its config names switched off.
+    ///
+    /// # Errors
+    /// When the config can't be read.
+    pub(crate) fn without_filters(&self) -> Result<Self, WireError> {
+        let listed =
+            self.ask(&["config", "-z", "--name-only", "--get-regexp", r"^filter\."])?.unwrap_or_default();
+        let names: BTreeSet<Vec<u8>> = { listed.split(|&byte| byte == 0) }
+            .filter_map(|key| Some(key[..key.iter().rposition(|&byte| byte == b'.')?].to_vec()))
+            .collect();
+        let mut git = self.clone();
+        for name in names {
+            for (key, value) in [(".clean", ""), (".smudge", ""), (".process", ""), (".required", "false")] {
+                git.config.push((OsString::from_vec([&name[..], key.as_bytes()].concat()), value.to_owned()));
+            }
+        }
+        Ok(git)
     }
 
     /// Returns the same git with one more variable.
@@ -54,6 +93,13 @@ impl Git {
         command.env("LC_ALL", "C").env("GIT_OPTIONAL_LOCKS", "0").env("GIT_TERMINAL_PROMPT", "0");
         command.env("GIT_NO_LAZY_FETCH", "1").env("GIT_NO_REPLACE_OBJECTS", "1");
         command.envs(self.env.iter().map(|(key, value)| (key, value)));
+        // As variables: a name may have a `=`.
+        command.env("GIT_CONFIG_COUNT", self.config.len().to_string());
+        for (number, (key, value)) in self.config.iter().enumerate() {
+            command
+                .env(format!("GIT_CONFIG_KEY_{number}"), key)
+                .env(format!("GIT_CONFIG_VALUE_{number}"), value);
+        }
         command.args(ALWAYS).arg("-C").arg(&self.dir).args(args);
         command
     }
@@ -85,15 +131,32 @@ impl Git {
     /// # Errors
     /// When git is missing, or the command fails.
     pub(crate) fn feed<S: AsRef<OsStr>>(&self, args: &[S], input: &[u8]) -> Result<Vec<u8>, WireError> {
-        let args: Vec<&OsStr> = args.iter().map(AsRef::as_ref).collect();
-        let output = self.finish(&args, input)?;
-        if output.status.success() {
-            return Ok(output.stdout);
-        }
+        self.feed_any(args, input, &[0])
+    }
+
+    fn failure(&self, args: &[&OsStr], output: &Output) -> WireError {
         let what = args.first().map(|arg| arg.display().to_string()).unwrap_or_default();
         let mut error = invalid(format!("`git {what}` failed in `{}`", self.dir.display()));
         error.causes.push(String::from_utf8_lossy(&output.stderr).trim().to_owned());
-        Err(error)
+        error
+    }
+
+    /// The same, where some statuses besides 0 are no failure.
+    ///
+    /// # Errors
+    /// When git is missing, or the command fails.
+    pub(crate) fn feed_any<S: AsRef<OsStr>>(
+        &self,
+        args: &[S],
+        input: &[u8],
+        statuses: &[i32],
+    ) -> Result<Vec<u8>, WireError> {
+        let args: Vec<&OsStr> = args.iter().map(AsRef::as_ref).collect();
+        let output = self.finish(&args, input)?;
+        if output.status.code().is_some_and(|code| statuses.contains(&code)) {
+            return Ok(output.stdout);
+        }
+        Err(self.failure(&args, &output))
     }
 
     /// Returns what a command prints, or none when it fails.
@@ -126,5 +189,13 @@ impl Git {
         let mut path = self.run(&["rev-parse", "--git-path", name])?;
         path.pop();
         Ok(self.dir.join(OsStr::from_bytes(&path)))
+    }
+
+    /// Returns true when the repository names its objects by SHA-256.
+    ///
+    /// # Errors
+    /// When git is missing.
+    pub(crate) fn is_sha256(&self) -> Result<bool, WireError> {
+        Ok(self.line(&["rev-parse", "--show-object-format"])?.is_some_and(|format| format == "sha256"))
     }
 }

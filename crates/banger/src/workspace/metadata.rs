@@ -110,8 +110,7 @@ pub(crate) fn build(
     }
     let lines: String = refs.iter().map(|(name, commit)| format!("{commit} {name}\n")).collect();
     write("packed-refs", lines.as_bytes())?;
-    let format = git.line(&["rev-parse", "--show-object-format"])?.unwrap_or_default();
-    write("config", &guest_config(&config, format == "sha256", following.as_deref()))?;
+    write("config", &guest_config(&config, git.is_sha256()?, following.as_deref()))?;
     write("info/exclude", &ignore_rules(git)?)?;
     if let Ok(rules) = std::fs::read(git.path("info/sparse-checkout")?) {
         write("info/sparse-checkout", &rules)?;
@@ -257,7 +256,10 @@ fn copy_index(git: &Git, config: &Config, dest: &Path) -> Result<(), WireError> 
 }
 
 /// The owner's ignore rules outside the checkout, in the order in which they override each other.
-fn ignore_rules(git: &Git) -> Result<Vec<u8>, WireError> {
+///
+/// # Errors
+/// When git is missing.
+pub(crate) fn ignore_rules(git: &Git) -> Result<Vec<u8>, WireError> {
     let own = git.line(&["config", "--type=path", "--get", "core.excludesFile"])?;
     let xdg = std::env::var_os("XDG_CONFIG_HOME").filter(|dir| !dir.is_empty());
     let home = || std::env::var_os("HOME").map(|home| Path::new(&home).join(".config"));

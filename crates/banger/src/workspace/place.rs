@@ -1,7 +1,9 @@
 //! From a survey to files in a guest.
 
+use super::base::{self, Base, BaseFile, FileKind};
 use super::checkout::{Entry, Survey};
 use super::metadata::{self, Branching};
+use super::objects::Objects;
 use crate::paths::StateDir;
 use crate::stop::{Stop, failed};
 use crate::text::{escape, now};
@@ -10,10 +12,11 @@ use banger_wire::bytes::ByteString;
 use banger_wire::daemon::{Event, Workspace};
 use banger_wire::error::{ErrorCode, WireError};
 use banger_wire::guest::SessionKind;
-use banger_wire::item::{Item, ItemWriter};
-use rustix::fs::FlockOperation;
+use banger_wire::item::{Item, ItemReader, ItemWriter};
+use rustix::fs::{CWD, FlockOperation, RenameFlags};
+use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{ErrorKind, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
@@ -32,6 +35,9 @@ pub(crate) struct Placement {
     survey: Survey,
     /// The commit that is checked out.
     head: Option<String>,
+    /// What is placed, filled in as it is sent.
+    base: Base,
+    objects: Objects,
     /// Its directory goes with this.
     scratch: Scratch,
 }
@@ -44,20 +50,33 @@ pub(crate) struct Target<'a> {
     pub(crate) socket: &'a Path,
     pub(crate) path: ByteString,
     pub(crate) readonly: bool,
+    /// What is there may be replaced, but for these.
+    pub(crate) replace: Option<Vec<ByteString>>,
 }
 
 /// A directory below the owner's `workspaces`, locked while it is in use; a daemon removes those that nobody locks.
 #[derive(Debug)]
-struct Scratch {
+pub(crate) struct Scratch {
     path: PathBuf,
     _lock: File,
 }
 
 impl Scratch {
-    fn make(state: &StateDir) -> Result<Self, WireError> {
+    /// Returns the directory.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Makes one.
+    ///
+    /// # Errors
+    /// When the state directory can't be written.
+    pub(crate) fn make(state: &StateDir) -> Result<Self, WireError> {
         state.ensure()?;
         let parent = state.workspaces();
-        let path = parent.join(format!(".new-{}-{}", std::process::id(), now()));
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let path = parent.join(format!(".new-{}-{}-{number}", std::process::id(), now()));
         let make = || {
             std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&parent)?;
             std::fs::DirBuilder::new().mode(0o700).create(&path)?;
@@ -95,7 +114,27 @@ impl Placement {
                 head = commit;
             }
         }
-        Ok(Self { survey, head, scratch })
+        let base = Base {
+            sha256: match survey.repositories.first() {
+                Some(repository) => repository.git.is_sha256()?,
+                None => false,
+            },
+            repositories: survey.repositories.iter().map(|of| bytes(&survey.root.join(&of.prefix))).collect(),
+            files: BTreeMap::new(),
+        };
+        let others = survey.repositories.iter().map(|repository| repository.git.path("objects"));
+        let others: Vec<PathBuf> = others.collect::<Result<_, _>>()?;
+        let kept = scratch.path.join(base::REPOSITORY);
+        let objects = Objects::make(&kept, base.format(), others)?;
+        if let Some(repository) = survey.repositories.first() {
+            let rules = metadata::ignore_rules(&repository.git)?;
+            let write = || {
+                std::fs::create_dir(kept.join("info"))?;
+                std::fs::write(kept.join("info/exclude"), rules)
+            };
+            write().map_err(|error| failed(format!("could not write to `{}`", kept.display()), &error))?;
+        }
+        Ok(Self { survey, head, base, objects, scratch })
     }
 }
 
@@ -105,7 +144,7 @@ impl Placement {
 /// When a file can't be read or has changed meanwhile, when the guest can't take it, and those of the connection. The
 /// guest's directory is as it was then.
 pub(crate) async fn place(
-    placement: Placement,
+    mut placement: Placement,
     target: Target<'_>,
     state: &StateDir,
     observe: &mut (dyn FnMut(&Event) + Send),
@@ -122,40 +161,89 @@ pub(crate) async fn place(
     let sent = Arc::new(AtomicU64::new(0));
     let mut tick = || observe(&Event::Progress { done: sent.load(Ordering::Relaxed), total: Some(total) });
     let counter = Arc::clone(&sent);
-    let what = SessionKind::Place { path: target.path.clone(), readonly: target.readonly };
-    let work = move |_, output| send(&placement, output, &counter).map(|()| placement);
+    let (readonly, replace) = (target.readonly, target.replace.is_some());
+    let what = SessionKind::Place { path: target.path.clone(), readonly, replace };
+    let kept = target.replace.unwrap_or_default();
+    let work = move |input, mut output| {
+        send(&mut placement, &mut output, kept, &counter)?;
+        note_seen(&mut placement.base, input)
+            .map_err(|error| failed("could not read the guest's list", &error))?;
+        Ok(placement)
+    };
     let placement = transfer((target.vm, target.socket), what, work, &mut tick).await?;
-    write_down(&record, &placement.scratch.path, &state.workspaces().join(target.id))?;
+    write_down(&record, &placement, &state.workspaces().join(target.id))?;
     Ok(record)
 }
 
-/// Makes the record visible as a whole, in place of an earlier one.
-fn write_down(record: &Workspace, scratch: &Path, dir: &Path) -> Result<(), WireError> {
+/// Makes record and base visible as a whole, in place of earlier ones.
+fn write_down(record: &Workspace, placement: &Placement, dir: &Path) -> Result<(), WireError> {
+    let scratch = &placement.scratch.path;
     let write = || {
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-        let file = scratch.join(Workspace::FILE);
-        std::fs::write(&file, serde_json::to_vec(record)?)?;
-        std::fs::rename(file, dir.join(Workspace::FILE))
+        let made = scratch.join("made");
+        std::fs::DirBuilder::new().mode(0o700).create(&made)?;
+        std::fs::rename(scratch.join(base::REPOSITORY), made.join(base::REPOSITORY))?;
+        std::fs::write(made.join(base::LIST), placement.base.to_json()?)?;
+        std::fs::write(made.join(Workspace::FILE), serde_json::to_vec(record)?)?;
+        match rustix::fs::renameat_with(CWD, &made, CWD, dir, RenameFlags::EXCHANGE) {
+            Err(rustix::io::Errno::NOENT) => std::fs::rename(&made, dir),
+            exchanged => exchanged.map_err(std::io::Error::from),
+        }
     };
     write().map_err(|error| failed(format!("could not write to `{}`", dir.display()), &error))
 }
 
-fn send(placement: &Placement, output: impl Write, counter: &AtomicU64) -> Result<(), WireError> {
+/// Notes how the guest sees what it was sent, so that what has changed can be told later without reading it.
+fn note_seen(base: &mut Base, input: impl Read) -> std::io::Result<()> {
+    let mut reader = ItemReader::new(input);
+    loop {
+        match reader.next_item()? {
+            Item::Listed { path, mode, changed, .. } => {
+                if let Some(file) = base.files.get_mut(&path) {
+                    file.seen = Some((mode, changed));
+                }
+            }
+            Item::End => return Ok(()),
+            _ => return Err(ErrorKind::InvalidData.into()),
+        }
+    }
+}
+
+fn send(
+    placement: &mut Placement,
+    output: impl Write,
+    kept: Vec<ByteString>,
+    counter: &AtomicU64,
+) -> Result<(), WireError> {
     let mut writer = ItemWriter::new(output);
-    for (number, repository) in placement.survey.repositories.iter().enumerate() {
-        let made = placement.scratch.path.join(number.to_string());
+    let Placement { survey, scratch, objects, base, .. } = placement;
+    for (number, repository) in survey.repositories.iter().enumerate() {
+        let made = scratch.path.join(number.to_string());
         send_tree(&mut writer, &made, &repository.prefix.join(".git"))
             .map_err(|error| failed("could not send the repository", &error))?;
     }
-    for entry in &placement.survey.entries {
-        send_entry(&mut writer, &placement.survey.root, entry)?;
+    for entry in &survey.entries {
+        if let Some(file) = send_entry(&mut writer, survey, entry, objects)? {
+            base.files.insert(ByteString::from(entry.path.clone()), file);
+        }
         counter.fetch_add(entry.len, Ordering::Relaxed);
     }
     let end = |writer: &mut ItemWriter<_>| {
+        for path in kept {
+            writer.item(&Item::Keep { path })?;
+        }
         writer.item(&Item::End)?;
         writer.flush()
     };
     end(&mut writer).map_err(|error| failed("could not send the files", &error))
+}
+
+/// Names of the contents that the owner's repositories have for this file.
+fn known<'a>(survey: &'a Survey, path: &Path) -> &'a [String] {
+    let mut inside = survey.repositories.iter().filter_map(|repository| {
+        let name = path.strip_prefix(&repository.prefix).ok()?;
+        Some(repository.index.get(name.as_os_str())?.as_slice())
+    });
+    inside.next_back().unwrap_or_default()
 }
 
 /// Sends a directory that this process has made.
@@ -189,18 +277,27 @@ fn modified(metadata: &std::fs::Metadata) -> i64 {
     metadata.mtime().saturating_mul(1_000_000_000).saturating_add(metadata.mtime_nsec())
 }
 
-/// Sends one entry as the survey saw it.
-fn send_entry(writer: &mut ItemWriter<impl Write>, root: &Path, entry: &Entry) -> Result<(), WireError> {
-    let full = root.join(&entry.path);
+/// Sends one entry as the survey saw it; returns what it was, unless it is a directory.
+fn send_entry(
+    writer: &mut ItemWriter<impl Write>,
+    survey: &Survey,
+    entry: &Entry,
+    objects: &mut Objects,
+) -> Result<Option<BaseFile>, WireError> {
+    let full = survey.root.join(&entry.path);
     let shown = escape(&entry.path.to_string_lossy());
     let path = ByteString::from(entry.path.clone());
+    let known = known(survey, Path::new(&entry.path));
     let sent = match entry.mode & TYPE {
-        DIRECTORY => writer.item(&Item::Directory { path, mode: entry.mode & PERMISSIONS }),
+        DIRECTORY => writer.item(&Item::Directory { path, mode: entry.mode & PERMISSIONS }).map(|()| None),
         LINK => std::fs::read_link(&full).and_then(|target| {
             let target = ByteString::from(target.into_os_string());
-            writer.item(&Item::Link { path, target, modified: entry.modified })
+            let len = target.0.len() as u64;
+            let object = objects.keep(len, &mut target.0.as_slice(), known, |_| Ok(()))?;
+            writer.item(&Item::Link { path, target, modified: entry.modified })?;
+            Ok(Some(BaseFile { kind: FileKind::Link, object, len, seen: None }))
         }),
-        _ => send_file(writer, &full, path, entry),
+        _ => send_file(writer, &full, path, entry, objects, known).map(Some),
     };
     sent.map_err(|error| match error.kind() {
         ErrorKind::UnexpectedEof | ErrorKind::NotFound => {
@@ -216,7 +313,9 @@ fn send_file(
     full: &Path,
     path: ByteString,
     entry: &Entry,
-) -> std::io::Result<()> {
+    objects: &mut Objects,
+    known: &[String],
+) -> std::io::Result<BaseFile> {
     // It may have become a link or a pipe since it was looked at; neither is followed or waited for.
     let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
     let mut file = File::options().read(true).custom_flags(flags.bits().cast_signed()).open(full)?;
@@ -225,5 +324,7 @@ fn send_file(
         return Err(ErrorKind::UnexpectedEof.into());
     }
     let item = Item::File { path, mode: entry.mode & PERMISSIONS, modified: entry.modified, len: entry.len };
-    writer.file(&item, &mut file)
+    let pass = |mut content: &mut dyn Read| writer.file(&item, &mut content);
+    let object = objects.keep(entry.len, &mut file, known, pass)?;
+    Ok(BaseFile { kind: FileKind::of_mode(entry.mode), object, len: entry.len, seen: None })
 }

@@ -463,7 +463,8 @@ printf 'ref: refs/heads/main\n' > inner/HEAD
 printf '[core]\n\tbare = true\n\tfsmonitor = %s\n\tworktree = ..\n' "$mark" > inner/config
 cp inner/config inner/HEAD nested/.git/; cp inner/config .Git/config; cp inner/config 'git~1/config'; cp inner/config '.git./config'
 printf '#!/bin/sh\n%s\n' "$mark" > inner/hooks/post-checkout; chmod 755 inner/hooks/post-checkout
-echo changed >> text; echo changed >> x.long; echo changed >> x.other; echo new > nested/file
+# Of the same length, so that git has to compare the contents.
+echo 5 > as-long; echo changed >> text; echo changed >> x.long; echo changed >> x.other; echo new > nested/file
 ln -s "$HOST_HOME" out; ln -s ../../.. up; ln -s .git/config gitlink; ln -s /etc/passwd passwd
 rm -rf dir; ln -s "$HOST_HOME" dir
 printf '#!/bin/sh\n' > suid; chmod 6755 suid; mknod device c 1 3; mkfifo pipe
@@ -476,7 +477,7 @@ fn nothing_a_guest_writes_makes_the_host_run_anything() {
     let top = placed(
         &owner,
         "hostile",
-        "mkdir dir; echo d > dir/file; echo 1 > text; echo 2 > x.long; echo 3 > x.other; git add .; git commit -qm one",
+        "mkdir dir; echo d > dir/file; echo 1 > text; echo 2 > x.long; echo 3 > x.other; echo 4 > as-long; git add .; git commit -qm one",
     );
     sh(&owner, owner.home(), TRAPS);
     let mut command = owner.banger(["vm", "exec", "--env"]);

@@ -115,11 +115,12 @@ fn workdir(spec: &ExecSpec, defaults: &Defaults, user: &users::User) -> Result<P
         }
         return Ok(path);
     }
+    let workspace = spec.workspace.as_ref().map(|path| PathBuf::from(path.as_os_str()));
     let image = defaults.workdir.as_ref().map(|path| PathBuf::from(path.as_os_str()));
     let usable = |path: &PathBuf| {
         path.is_absolute() && path.is_dir() && rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok()
     };
-    let found = image.into_iter().chain([PathBuf::from(&user.home)]).find(usable);
+    let found = workspace.into_iter().chain(image).chain([PathBuf::from(&user.home)]).find(usable);
     Ok(found.unwrap_or_else(|| PathBuf::from("/")))
 }
 

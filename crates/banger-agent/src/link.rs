@@ -2,7 +2,7 @@
 
 use crate::changes;
 use crate::command::Defaults;
-use crate::session;
+use crate::{session, workspace};
 use banger_wire::frame::{DATA_LEN_MAX, Decoder, Frame, FrameError, HEADER_LEN, Kind, MESSAGE_LEN_MAX};
 use banger_wire::guest::{GuestMessage, HostMessage, SessionKind, TreeKind};
 use banger_wire::stream::FrameWriter;
@@ -150,6 +150,27 @@ fn open_session(
                 .clone()
                 .map(|(device, kind)| move |out| changes::export_image(&device, &kind, out));
             tokio::task::spawn_local(session::export(session, walk, queue, out.clone()));
+        }
+        SessionKind::Place { path, readonly, replace } => {
+            let how = workspace::How { readonly, replace };
+            let work = move |input, output| workspace::place(path.as_os_str().as_ref(), how, input, output);
+            tokio::task::spawn_local(session::exchange_items(
+                session,
+                "place the files",
+                work,
+                queue,
+                out.clone(),
+            ));
+        }
+        SessionKind::Collect { path } => {
+            let work = move |input, output| workspace::collect(path.as_os_str().as_ref(), input, output);
+            tokio::task::spawn_local(session::exchange_items(
+                session,
+                "read the files",
+                work,
+                queue,
+                out.clone(),
+            ));
         }
     }
 }

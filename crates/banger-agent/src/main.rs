@@ -22,6 +22,7 @@ mod session;
 mod shutdown;
 mod tar;
 mod users;
+mod workspace;
 
 use std::process::ExitCode;
 

@@ -7,11 +7,12 @@
 use crate::changes::ExportError;
 use crate::command::{Defaults, Prepared, prepare};
 use banger_sys::child;
+use banger_wire::channel::{self, ChannelReader, ChannelWriter, Feed};
 use banger_wire::error::{ErrorCode, WireError};
 use banger_wire::exec::{
     ExecSpec, ExitStatus, STDERR, STDIN, STDOUT, SessionControl, SessionEvent, TerminalSize, WINDOW,
 };
-use banger_wire::frame::{Frame, Kind};
+use banger_wire::frame::{DATA_LEN_MAX, Frame, Kind};
 use rustix::process::{Pid, Signal};
 use std::cell::Cell;
 use std::os::fd::OwnedFd;
@@ -147,6 +148,79 @@ where
         }
     }
     Ok(Some(walk.await.map_err(std::io::Error::other)?))
+}
+
+/// Runs `work` on a thread of its own with the session's stdin and stdout, and says how it ended.
+pub(crate) async fn exchange_items(
+    session: u32,
+    what: &'static str,
+    work: impl FnOnce(ChannelReader, ChannelWriter) -> std::io::Result<()> + Send + 'static,
+    mut inbox: mpsc::UnboundedReceiver<Frame>,
+    out: mpsc::Sender<Frame>,
+) {
+    let (input, feed) = channel::reader();
+    let (output, pieces) = channel::writer();
+    let work = tokio::task::spawn_blocking(move || work(input, output));
+    // Dropping the streams' other ends makes the work end, too.
+    if carry(session, feed, pieces, &mut inbox, &out).await.is_none() {
+        return;
+    }
+    let event = match work.await.map_err(std::io::Error::other).flatten() {
+        Ok(()) => SessionEvent::Exited(ExitStatus::Code(0)),
+        Err(error) => {
+            let message = format!("could not {what} in the guest");
+            SessionEvent::Failed(WireError {
+                causes: vec![error.to_string()],
+                ..WireError::new(ErrorCode::Failed, message)
+            })
+        }
+    };
+    send_event(&out, session, &event).await;
+    let _ = out.send(Frame::close(session)).await;
+}
+
+/// Carries bytes between the host and a thread until the thread writes no more. None when the host closed the session.
+async fn carry(
+    session: u32,
+    feed: Feed,
+    mut pieces: mpsc::Receiver<Vec<u8>>,
+    inbox: &mut mpsc::UnboundedReceiver<Frame>,
+    out: &mpsc::Sender<Frame>,
+) -> Option<()> {
+    let Feed { pieces: input, mut read } = feed;
+    let mut input = Some(input);
+    let mut window = WINDOW as usize;
+    loop {
+        tokio::select! {
+            // No piece is longer than this.
+            piece = pieces.recv(), if window >= DATA_LEN_MAX => {
+                let Some(piece) = piece else { return Some(()) };
+                window -= piece.len();
+                out.send(Frame::data(session, STDOUT, piece)).await.ok()?;
+            }
+            Some(len) = read.recv() => {
+                let len = u32::try_from(len).unwrap_or(u32::MAX);
+                out.send(Frame::credit(session, STDIN, len)).await.ok()?;
+            }
+            frame = inbox.recv() => match frame {
+                Some(frame) => match (frame.kind, frame.channel) {
+                    (Kind::Close, _) => return None,
+                    (Kind::Data, STDIN) => {
+                        if let Some(input) = &input {
+                            let _ = input.send(frame.payload);
+                        }
+                    }
+                    (Kind::Eof, STDIN) => input = None,
+                    (Kind::Credit, STDOUT) => {
+                        let granted = frame.parse_credit().unwrap_or(0);
+                        window = window.saturating_add(granted as usize).min(WINDOW as usize);
+                    }
+                    _ => {}
+                },
+                None => return None,
+            },
+        }
+    }
 }
 
 async fn send_event(out: &mpsc::Sender<Frame>, session: u32, event: &SessionEvent) {

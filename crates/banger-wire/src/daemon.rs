@@ -464,6 +464,46 @@ pub struct VmView {
     pub cmdline: Option<String>,
     /// How often the last boot was restarted because nothing was heard of it.
     pub watchdog_restarts: u32,
+    /// The host's files that were placed in it.
+    #[serde(default)]
+    pub workspace: Option<Workspace>,
+}
+
+/// What was placed in a vm, and where it came from. The client that places it writes this down; see [`Workspace::FILE`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Workspace {
+    /// The directory on the host: the top of a checkout, or a plain one.
+    pub source: ByteString,
+    /// The directory in the guest.
+    pub path: ByteString,
+    /// How it was placed.
+    pub mode: WorkspaceMode,
+    /// The commit that was checked out on the host.
+    pub head: Option<String>,
+    /// Unix time it was placed, seconds.
+    pub placed: i64,
+}
+
+impl Workspace {
+    /// Its name in the directory that the state directory has for each vm with a workspace.
+    pub const FILE: &'static str = "workspace.json";
+
+    /// Reads it from such a directory; none where there is none.
+    #[must_use]
+    pub fn load(dir: &std::path::Path) -> Option<Self> {
+        serde_json::from_slice(&std::fs::read(dir.join(Self::FILE)).ok()?).ok()
+    }
+}
+
+/// How a workspace is placed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WorkspaceMode {
+    /// The working tree as it is, with the last commits.
+    #[default]
+    ShallowOverlay,
+    /// The working tree as it is, with every commit, submodules included; or a directory without git.
+    FullCopy,
 }
 
 /// State of a vm.

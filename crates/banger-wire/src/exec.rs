@@ -39,6 +39,9 @@ pub struct ExecSpec {
     /// Working directory; the user's home when absent.
     #[serde(default)]
     pub workdir: Option<ByteString>,
+    /// Where to work instead, if there is no `workdir` and this can be entered.
+    #[serde(default)]
+    pub workspace: Option<ByteString>,
     /// User name or number, optionally `user:group`; root when absent.
     #[serde(default)]
     pub user: Option<String>,

@@ -130,6 +130,24 @@ pub enum SessionKind {
     /// Sends a whole tree in the same way, with an entry for its root. Only of a vm without an init, where nothing else
     /// writes to it.
     ExportTree(TreeKind),
+    /// Replaces a directory by what arrives: [items](crate::item) on the [`STDIN`](crate::exec::STDIN) channel, up to
+    /// the first `End`. Until that has arrived, whatever happens, the directory is as it was. Then lists it, as `Collect`
+    /// does. Ends like `ExportChanges`.
+    Place {
+        /// The directory, absolute; its parents are made.
+        path: ByteString,
+        /// Nobody can write to it afterwards, until the guest's next start.
+        readonly: bool,
+        /// It may be there already and have something in it.
+        replace: bool,
+    },
+    /// Lists a directory as [items](crate::item) on the [`STDOUT`](crate::exec::STDOUT) channel, up to an `End`, then
+    /// answers each `Want` from the `STDIN` channel until an `End` there. Names `.git` are left out, at every depth.
+    /// Nothing in the guest is changed. Ends like `ExportChanges`.
+    Collect {
+        /// The directory, absolute.
+        path: ByteString,
+    },
 }
 
 /// Which tree is exported.

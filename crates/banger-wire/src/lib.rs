@@ -7,11 +7,14 @@
 //! No I/O here beyond reading and writing frames on one stream.
 
 pub mod bytes;
+#[cfg(feature = "tokio")]
+pub mod channel;
 pub mod daemon;
 pub mod error;
 pub mod exec;
 pub mod frame;
 pub mod guest;
+pub mod item;
 pub mod names;
 pub mod size;
 #[cfg(feature = "tokio")]

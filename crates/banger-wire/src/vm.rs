@@ -30,6 +30,9 @@ pub enum VmRequest {
     },
     /// Sends `State` now and at every change, until the vm has ended.
     Watch,
+    /// The same, and this connection keeps the vm alive, as one with a `lease` does: for a client that opens several
+    /// sessions.
+    Hold,
     /// Ends the vm in order; force after the grace period. Answered by `Ended`.
     Stop {
         /// Grace period in milliseconds.

@@ -1,7 +1,7 @@
 //! The command line as a grammar. What needs more than one flag to decide is decided by the commands.
 
 use crate::text::parse_duration;
-use banger_wire::daemon::{NetMode, VmmChoice, Wait};
+use banger_wire::daemon::{NetMode, VmmChoice, Wait, WorkspaceMode};
 use banger_wire::names::{ImageName, KernelName, VmName};
 use banger_wire::size::Mebibytes;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -17,12 +17,16 @@ banger ps                      the vms there are
 const RUN_EXAMPLES: &str = "\
 banger vm run                             a shell in a new vm
 banger vm run --rm -- make test           one command in a vm of its own; exits with its status
+banger vm run --rm ./repo -- make test    the same, in a copy of a git checkout
 tar c . | banger vm run --rm -- tar tv    streams are the command's own
 ";
 const EXEC_EXAMPLES: &str = "\
 banger vm exec web -- ps aux    a command in a running vm
 banger vm exec web              a shell there
 ";
+
+/// Heading of the flags about a checkout.
+const WORKSPACE: &str = "Workspace";
 
 /// Disposable microVMs from one command.
 #[derive(Debug, Parser)]
@@ -124,6 +128,60 @@ pub(crate) enum VmCommand {
     Exec(Box<ExecArgs>),
     /// Delete every vm that is not running.
     Prune(PruneArgs),
+    /// Checkouts in vms.
+    #[command(subcommand)]
+    Workspace(WorkspaceCommand),
+}
+
+/// `banger vm workspace`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum WorkspaceCommand {
+    /// Place a checkout in a running vm, or bring the one there up to date.
+    Prepare(PrepareArgs),
+    /// Take what changed in the vm as one patch, or apply it to the checkout.
+    Export(ExportArgs),
+    /// Show what changed on both sides since the checkout was placed.
+    Status(ShowArgs),
+    /// Take the last apply to a checkout back.
+    Undo {
+        /// A directory of the checkout; the current one when absent.
+        path: Option<PathBuf>,
+    },
+}
+
+/// `banger vm workspace export`.
+#[derive(Debug, Args)]
+pub(crate) struct ExportArgs {
+    /// Write the patch to this file instead of stdout.
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+    /// Compare with this commit of the checkout instead of with what was placed.
+    #[arg(long, value_name = "COMMIT")]
+    pub(crate) base_commit: Option<String>,
+    /// Change the files of the checkout accordingly; `banger vm workspace undo` takes that back.
+    #[arg(long, conflicts_with = "base_commit")]
+    pub(crate) apply: bool,
+    /// Name, id or the beginning of an id.
+    #[arg(value_name = "REF")]
+    pub(crate) vm: String,
+}
+
+/// `banger vm workspace prepare`.
+#[derive(Debug, Args)]
+pub(crate) struct PrepareArgs {
+    #[command(flatten)]
+    pub(crate) workspace: WorkspaceArgs,
+    /// List what would be copied.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Replace what was changed in the vm.
+    #[arg(short, long)]
+    pub(crate) force: bool,
+    /// Name, id or the beginning of an id.
+    #[arg(value_name = "REF")]
+    pub(crate) vm: String,
+    /// A directory of the checkout; the one that was placed last, else the current one, when absent.
+    pub(crate) path: Option<PathBuf>,
 }
 
 /// What a vm is made of.
@@ -164,6 +222,29 @@ pub(crate) struct SpecArgs {
     pub(crate) wait: Option<WaitArg>,
 }
 
+/// How a checkout is placed in a vm.
+#[derive(Debug, Args)]
+pub(crate) struct WorkspaceArgs {
+    /// How much of the checkout is copied.
+    #[arg(long, value_name = "MODE", help_heading = WORKSPACE)]
+    pub(crate) mode: Option<ModeArg>,
+    /// Where it goes in the guest [default: /root/repo].
+    #[arg(long, value_name = "DIR", help_heading = WORKSPACE)]
+    pub(crate) guest_path: Option<PathBuf>,
+    /// Begin this branch in the guest.
+    #[arg(long, value_name = "NAME", help_heading = WORKSPACE)]
+    pub(crate) branch: Option<String>,
+    /// Leave untracked files here.
+    #[arg(long, help_heading = WORKSPACE)]
+    pub(crate) tracked_only: bool,
+    /// Take untracked files along that look like secrets.
+    #[arg(long, help_heading = WORKSPACE)]
+    pub(crate) include_secrets: bool,
+    /// Nobody in the guest can change it.
+    #[arg(long, help_heading = WORKSPACE)]
+    pub(crate) readonly: bool,
+}
+
 /// How a command is run.
 #[derive(Debug, Args)]
 pub(crate) struct SessionArgs {
@@ -190,6 +271,8 @@ pub(crate) struct RunArgs {
     #[command(flatten)]
     pub(crate) spec: SpecArgs,
     #[command(flatten)]
+    pub(crate) workspace: WorkspaceArgs,
+    #[command(flatten)]
     pub(crate) session: SessionArgs,
     /// Delete the vm once the command or shell has ended.
     #[arg(long)]
@@ -203,7 +286,13 @@ pub(crate) struct RunArgs {
     /// Print data as JSON, with `-d` or `--dry-run`.
     #[arg(long)]
     pub(crate) json: bool,
-    /// A git checkout to place in the vm; only with `--dry-run` yet, which lists its files.
+    /// Afterwards, write what changed in the vm's copy of the checkout to this file, as a patch.
+    #[arg(long, value_name = "PATCH", help_heading = WORKSPACE, requires = "path")]
+    pub(crate) export: Option<PathBuf>,
+    /// Afterwards, change the files of the checkout as they were changed in the vm.
+    #[arg(long, help_heading = WORKSPACE, requires = "path")]
+    pub(crate) apply: bool,
+    /// A git checkout to place in the vm, where the command then runs.
     pub(crate) path: Option<PathBuf>,
     /// What to run instead of a shell.
     #[arg(last = true, value_name = "CMD")]
@@ -215,6 +304,8 @@ pub(crate) struct RunArgs {
 pub(crate) struct CreateArgs {
     #[command(flatten)]
     pub(crate) spec: SpecArgs,
+    #[command(flatten)]
+    pub(crate) workspace: WorkspaceArgs,
     /// Make it without starting it.
     #[arg(long)]
     pub(crate) no_start: bool,
@@ -224,7 +315,7 @@ pub(crate) struct CreateArgs {
     /// Print JSON.
     #[arg(long)]
     pub(crate) json: bool,
-    /// A git checkout to place in the vm; not supported yet.
+    /// A git checkout to place in the vm.
     pub(crate) path: Option<PathBuf>,
 }
 
@@ -233,6 +324,9 @@ pub(crate) struct CreateArgs {
 pub(crate) struct ExecArgs {
     #[command(flatten)]
     pub(crate) session: SessionArgs,
+    /// First bring the vm's workspace up to date.
+    #[arg(long, help_heading = WORKSPACE)]
+    pub(crate) auto_prepare: bool,
     /// A variable of the command; `K` alone takes the value from here.
     #[arg(long, value_name = "K[=V]")]
     pub(crate) env: Vec<OsString>,
@@ -631,6 +725,25 @@ impl From<VmmArg> for VmmChoice {
             VmmArg::Auto => Self::Auto,
             VmmArg::Firecracker => Self::Firecracker,
             VmmArg::Qemu => Self::Qemu,
+        }
+    }
+}
+
+/// [`WorkspaceMode`] as a flag's value.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub(crate) enum ModeArg {
+    /// The working tree as it is, and the last commits.
+    ShallowOverlay,
+    /// The working tree as it is, submodules included, and every commit; or a directory without git.
+    FullCopy,
+}
+
+impl From<ModeArg> for WorkspaceMode {
+    fn from(mode: ModeArg) -> Self {
+        match mode {
+            ModeArg::ShallowOverlay => Self::ShallowOverlay,
+            ModeArg::FullCopy => Self::FullCopy,
         }
     }
 }

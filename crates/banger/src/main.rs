@@ -26,6 +26,7 @@ mod streams;
 mod table;
 mod terminal;
 mod text;
+mod transfer;
 mod ui;
 mod upload;
 mod vm;

@@ -48,6 +48,11 @@ impl StateDir {
         self.path.join("run")
     }
 
+    /// Returns the directory of what was placed in vms.
+    pub(crate) fn workspaces(&self) -> PathBuf {
+        self.path.join("workspaces")
+    }
+
     /// Returns the daemon's log.
     pub(crate) fn log(&self) -> PathBuf {
         self.path.join("bangerd.log")

@@ -10,45 +10,49 @@ use crate::terminal;
 use crate::text::escape;
 use crate::upload::{Local, local};
 use crate::vm::state_word;
+use crate::workspace::command::{
+    Back, Placed, bring_back, check_back, look, make, place, refresh, tell_survey, wanted, warn_stale,
+};
 use banger_wire::bytes::ByteString;
 use banger_wire::daemon::{Event, Outcome, Request, StartedVm, VmSpec, VmState, VmView, Wait};
 use banger_wire::error::{ErrorCode, WireError};
 use banger_wire::exec::ExecSpec;
+use banger_wire::vm::VmRequest;
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::time::Duration;
 
 /// Runs `banger vm run`.
 pub(crate) async fn run(context: &mut Context, args: RunArgs) -> Ended {
     check(&args)?;
-    if args.dry_run
-        && let Some(path) = args.path.as_deref().filter(|path| path.exists())
-    {
-        if args.json {
-            return Err(invalid("the list of a checkout's files can't be printed as JSON yet").into());
-        }
-        return dry_run_workspace(context, path);
+    let wanted = wanted(args.path, args.workspace)?;
+    if args.dry_run && args.json && wanted.is_some() {
+        return Err(invalid("the list of a checkout's files can't be printed as JSON yet").into());
     }
-    check_path(args.path.as_deref())?;
+    let survey = look(context, wanted.as_ref()).await?;
+    if args.dry_run
+        && let (Some(wanted), Some(survey)) = (&wanted, &survey)
+    {
+        return tell_survey(context, wanted, survey);
+    }
     let default_wait = if args.command.is_empty() { Wait::Boot } else { Wait::Agent };
     let spec = vm_spec(args.spec, args.rm, default_wait)?;
     if args.dry_run {
         return dry_run(context, spec, args.json).await;
     }
+    let back = Back { patch: args.export, apply: args.apply, base_commit: None };
+    check_back(context, &back, survey.as_ref()).await?;
     let rm = args.rm;
+    let making = make(context, wanted.as_ref(), survey)?;
     let started = start(context, Request::VmRun(Box::new(spec)), rm).await?;
+    let name = started.vm.name.to_string();
+    let placed = Placed { wanted: wanted.as_ref(), making };
+    let session = RunSession { rm, detach: args.detach, session: args.session, command: args.command, back };
+    let result = run_placed(context, &started, placed, session).await;
     if args.detach {
+        result?;
         return tell_vm(context, &started.vm, args.json);
     }
-    let name = started.vm.name.to_string();
-    let timeout = args.session.timeout;
-    let mut exec = exec_spec(args.session, args.command, Vec::new());
-    // Without a command an image without an init does what its maker meant it to do.
-    if exec.argv.is_empty() {
-        exec.argv = started.command.iter().map(|word| ByteString(word.clone().into_bytes())).collect();
-    }
-    let plan =
-        SessionPlan { vm: name.clone(), socket: PathBuf::from(&started.socket), timeout, exec, lease: rm };
-    let result = session::run(plan, &mut context.signals).await;
     if rm {
         delete(context, &started.vm).await;
     } else if result.is_ok() && context.ui.is_live() {
@@ -57,56 +61,117 @@ pub(crate) async fn run(context: &mut Context, args: RunArgs) -> Ended {
     result
 }
 
+/// How `vm run` goes on once the vm is up.
+struct RunSession {
+    rm: bool,
+    detach: bool,
+    session: SessionArgs,
+    command: Vec<OsString>,
+    back: Back,
+}
+
+/// Places the checkout, if there is one, and runs the command, unless the vm is left to itself.
+async fn run_placed(
+    context: &mut Context,
+    started: &StartedVm,
+    placed: Placed<'_>,
+    run: RunSession,
+) -> Ended {
+    let (name, socket) = (started.vm.name.to_string(), PathBuf::from(&started.socket));
+    let (mut hold, mut workdir) = (None, None);
+    if let (Some(wanted), Some(making)) = (placed.wanted, placed.making) {
+        if run.rm {
+            // More than one session is needed, so none of them can be the lease.
+            hold = Some(context.signals.unless(session::request(&name, &socket, VmRequest::Hold)).await?);
+        }
+        workdir = Some(place(context, &started.vm, wanted, making, None).await?);
+    }
+    if run.detach {
+        return Ok(0);
+    }
+    let (mut exec, timeout) = exec_spec(run.session, run.command, Vec::new());
+    exec.workdir = exec.workdir.or(workdir);
+    // Without a command an image without an init does what its maker meant it to do.
+    if exec.argv.is_empty() {
+        exec.argv = started.command.iter().map(|word| ByteString(word.clone().into_bytes())).collect();
+    }
+    let lease = run.rm && hold.is_none();
+    let plan = SessionPlan { vm: name, socket, timeout, exec, lease };
+    let result = session::run(plan, &mut context.signals).await;
+    let ran = matches!(result, Ok(_) | Err(Stop::TimedOut(_)));
+    if ran && (run.back.apply || run.back.patch.is_some()) {
+        // Whatever its status was: a tool that reports what it has mended by one is none the worse.
+        let vm = show(context, started).await?;
+        bring_back(context, &vm, run.back).await?;
+    }
+    drop(hold);
+    result
+}
+
+/// Asks for the vm anew: it has a workspace by now.
+async fn show(context: &mut Context, started: &StartedVm) -> Result<VmView, Stop> {
+    let outcome = context.ask(Request::VmShow { vm: started.vm.id.to_string() }).await?;
+    expect_outcome!(outcome, Vm)
+}
+
 /// Runs `banger vm create`.
 pub(crate) async fn create(context: &mut Context, args: CreateArgs) -> Ended {
-    check_path(args.path.as_deref())?;
+    let wanted = wanted(args.path, args.workspace)?;
+    if args.no_start && wanted.is_some() {
+        return Err(invalid("a checkout can only be placed in a vm that runs")
+            .hinted("leave `--no-start` out, or use `banger vm workspace prepare` once it runs")
+            .into());
+    }
+    let survey = look(context, wanted.as_ref()).await?;
     let spec = vm_spec(args.spec, false, Wait::Boot)?;
     if args.dry_run {
-        return dry_run(context, spec, args.json).await;
+        return match (&wanted, &survey) {
+            (Some(wanted), Some(survey)) => tell_survey(context, wanted, survey),
+            _ => dry_run(context, spec, args.json).await,
+        };
     }
     if args.no_start {
         let outcome = context.follow(Request::VmCreate(Box::new(spec))).await?;
         let vm = expect_outcome!(outcome, Created)?;
         return tell_vm(context, &vm, args.json);
     }
+    let making = make(context, wanted.as_ref(), survey)?;
     let started = start(context, Request::VmRun(Box::new(spec)), false).await?;
+    if let (Some(wanted), Some(making)) = (&wanted, making) {
+        place(context, &started.vm, wanted, making, None).await?;
+    }
     tell_vm(context, &started.vm, args.json)
 }
 
 /// Runs `banger vm exec`.
 pub(crate) async fn exec(context: &mut Context, args: ExecArgs) -> Ended {
     let env = env::collect(&args.env_file, &args.env)?;
-    let outcome = context.ask(Request::VmShow { vm: args.vm }).await?;
-    let vm = expect_outcome!(outcome, Vm)?;
-    if !matches!(vm.state, VmState::Running | VmState::Starting) {
-        let message = format!("vm `{}` is not running, it is {}", vm.name, state_word(vm.state));
-        let hint = format!("start it with `banger vm start {}`", vm.name);
-        return Err(WireError::new(ErrorCode::Failed, message).hinted(hint).into());
+    let vm = running(context, args.vm).await?;
+    if args.auto_prepare {
+        refresh(context, &vm).await?;
+    } else {
+        warn_stale(context, &vm);
     }
-    let plan = SessionPlan {
-        vm: vm.name.to_string(),
-        socket: PathBuf::from(vm.socket),
-        timeout: args.session.timeout,
-        exec: exec_spec(args.session, args.command, env),
-        lease: false,
-    };
+    let (mut exec, timeout) = exec_spec(args.session, args.command, env);
+    exec.workspace = vm.workspace.map(|workspace| workspace.path);
+    let socket = PathBuf::from(vm.socket);
+    let plan = SessionPlan { vm: vm.name.to_string(), socket, timeout, exec, lease: false };
     session::run(plan, &mut context.signals).await
 }
 
-/// Lists what would travel; needs no daemon. The list is for people, so names are escaped.
-fn dry_run_workspace(context: &Context, path: &Path) -> Ended {
-    let plan = crate::workspace::plan(path)?;
-    for name in &plan.held_back {
-        context.ui.warning(&format!("`{}` looks like a secret and stays behind", name.display()));
+/// Finds a vm that runs.
+///
+/// # Errors
+/// When there is none of that name, or it does not run.
+pub(crate) async fn running(context: &mut Context, vm: String) -> Result<VmView, Stop> {
+    let outcome = context.ask(Request::VmShow { vm }).await?;
+    let vm = expect_outcome!(outcome, Vm)?;
+    if matches!(vm.state, VmState::Running | VmState::Starting) {
+        return Ok(vm);
     }
-    let mut text = String::new();
-    for (mode, len, name) in &plan.files {
-        text.push_str(&format!("{mode:06o} {len:>10} {}\n", escape(&name.to_string_lossy())));
-    }
-    let total: u64 = plan.files.iter().map(|file| file.1).sum();
-    text.push_str(&format!("{} files, {total} bytes\n", plan.files.len()));
-    context.ui.data(&text)?;
-    Ok(0)
+    let message = format!("vm `{}` is not running, it is {}", vm.name, state_word(vm.state));
+    let hint = format!("start it with `banger vm start {}`", vm.name);
+    Err(WireError::new(ErrorCode::Failed, message).hinted(hint).into())
 }
 
 /// Refuses what can be refused before anything is made.
@@ -119,21 +184,14 @@ fn check(args: &RunArgs) -> Result<(), WireError> {
         return Err(invalid("`-d` makes a vm and returns, so it takes no command")
             .hinted("start it with `banger vm run -d`, then use `banger vm exec`"));
     }
+    if args.detach && (args.apply || args.export.is_some()) {
+        return Err(invalid("`-d` returns before anything has changed that could be brought back")
+            .hinted("use `banger vm workspace export` later"));
+    }
     if args.json && !args.detach && !args.dry_run {
         return Err(invalid("`--json` needs `-d` or `--dry-run`: otherwise stdout is the command's"));
     }
     Ok(())
-}
-
-fn check_path(path: Option<&Path>) -> Result<(), WireError> {
-    let Some(path) = path else { return Ok(()) };
-    let shown = escape(&path.display().to_string());
-    let error = invalid(format!("workspaces are not there yet, so `{shown}` can't be placed in a vm"));
-    Err(if path.exists() {
-        error
-    } else {
-        error.hinted(format!("to run a command, put it after `--`: `banger vm run -- {shown}`"))
-    })
 }
 
 fn vm_spec(args: SpecArgs, rm: bool, default_wait: Wait) -> Result<VmSpec, WireError> {
@@ -166,17 +224,23 @@ fn local_image(image: String) -> Result<String, WireError> {
 }
 
 /// A shell gets a terminal where there is one; a command only when asked, so that its streams stay apart.
-fn exec_spec(args: SessionArgs, command: Vec<OsString>, env: Vec<env::Variable>) -> ExecSpec {
+fn exec_spec(
+    args: SessionArgs,
+    command: Vec<OsString>,
+    env: Vec<env::Variable>,
+) -> (ExecSpec, Option<Duration>) {
     let wanted = command.is_empty() && terminal::stdin_is_terminal() && terminal::stdout_is_terminal();
     let tty = (args.tty || (wanted && !args.no_tty)).then(terminal::size);
-    ExecSpec {
+    let spec = ExecSpec {
         argv: command.into_iter().map(ByteString::from).collect(),
         env,
         workdir: args.workdir.map(ByteString::from),
+        workspace: None,
         user: args.user,
         term: tty.and_then(|_| std::env::var("TERM").ok()),
         tty,
-    }
+    };
+    (spec, args.timeout)
 }
 
 async fn dry_run(context: &mut Context, spec: VmSpec, json: bool) -> Ended {

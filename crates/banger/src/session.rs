@@ -20,7 +20,7 @@ use banger_wire::frame::{DATA_LEN_MAX, Frame, Kind, MESSAGE_LEN_MAX};
 use banger_wire::guest::SessionKind;
 use banger_wire::stream::{FrameReader, FrameWriter, StreamError};
 use banger_wire::vm::{VmCall, VmEvent, VmRequest};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::signal::unix::{SignalKind, signal};
@@ -51,14 +51,24 @@ pub(crate) struct SessionPlan {
 
 impl SessionPlan {
     fn lost(&self) -> WireError {
-        let message = format!("lost the connection to vm `{}` before the command had ended", self.vm);
-        WireError::new(ErrorCode::Failed, message).hinted(format!("see `banger vm logs {}`", self.vm))
+        lost(&self.vm)
     }
 
     fn lost_by(&self, error: StreamError) -> WireError {
-        let cause = failed("", &error);
-        WireError { causes: cause.causes, ..self.lost() }
+        lost_by(&self.vm, error)
     }
+}
+
+/// Returns the failure of a connection that ended too early.
+pub(crate) fn lost(vm: &str) -> WireError {
+    let message = format!("lost the connection to vm `{vm}` before the command had ended");
+    WireError::new(ErrorCode::Failed, message).hinted(format!("see `banger vm logs {vm}`"))
+}
+
+/// The same, of one that broke.
+pub(crate) fn lost_by(vm: &str, error: StreamError) -> WireError {
+    let cause = failed("", &error);
+    WireError { causes: cause.causes, ..lost(vm) }
 }
 
 /// Runs a session to its end and returns the command's status.
@@ -127,39 +137,62 @@ pub(crate) async fn run(plan: SessionPlan, signals: &mut Signals) -> Ended {
 type Halves = (FrameReader<OwnedReadHalf>, FrameWriter<OwnedWriteHalf>);
 
 async fn open(plan: &SessionPlan) -> Result<Halves, Stop> {
-    let stream = connect(&plan.socket).await.map_err(|error| {
-        failed(format!("could not reach vm `{}`", plan.vm), &error)
-            .hinted(format!("see `banger vm logs {}`", plan.vm))
+    open_session(&plan.vm, &plan.socket, SessionKind::Exec(Box::new(plan.exec.clone())), plan.lease).await
+}
+
+/// Sends a request to a vm's supervisor.
+///
+/// # Errors
+/// When it can't be reached.
+pub(crate) async fn request(vm: &str, socket: &Path, request: VmRequest) -> Result<Halves, Stop> {
+    let stream = connect(socket).await.map_err(|error| {
+        failed(format!("could not reach vm `{vm}`"), &error).hinted(format!("see `banger vm logs {vm}`"))
     })?;
     let (reader, writer) = stream.into_split();
-    let mut reader = FrameReader::new(reader, MESSAGE_LEN_MAX);
+    let reader = FrameReader::new(reader, MESSAGE_LEN_MAX);
     let mut writer = FrameWriter::new(writer);
-    let what = SessionKind::Exec(Box::new(plan.exec.clone()));
-    let call = VmCall { build: BUILD.to_owned(), request: VmRequest::Open { what, lease: plan.lease } };
-    writer.message(0, &call).await.map_err(|error| plan.lost_by(error))?;
+    let call = VmCall { build: BUILD.to_owned(), request };
+    writer.message(0, &call).await.map_err(|error| lost_by(vm, error))?;
+    Ok((reader, writer))
+}
+
+/// Opens a session.
+///
+/// # Errors
+/// When the vm can't be reached, or refuses.
+pub(crate) async fn open_session(
+    vm: &str,
+    socket: &Path,
+    what: SessionKind,
+    lease: bool,
+) -> Result<Halves, Stop> {
+    let (mut reader, writer) = request(vm, socket, VmRequest::Open { what, lease }).await?;
     loop {
-        let frame = reader.next().await.map_err(|error| plan.lost_by(error))?.ok_or_else(|| plan.lost())?;
+        let frame = reader.next().await.map_err(|error| lost_by(vm, error))?.ok_or_else(|| lost(vm))?;
         if frame.kind != Kind::Message {
             continue;
         }
         match frame.parse() {
             Ok(VmEvent::Accepted) => return Ok((reader, writer)),
             Ok(VmEvent::Refused(error)) => return Err(error.into()),
-            Ok(VmEvent::Ended(end)) => return Err(ended(plan, end.detail).into()),
+            Ok(VmEvent::Ended(end)) => return Err(ended(vm, end.detail).into()),
             Ok(VmEvent::State(_)) => {}
-            Err(error) => return Err(plan.lost_by(error.into()).into()),
+            Err(error) => return Err(lost_by(vm, error.into()).into()),
         }
     }
 }
 
-fn ended(plan: &SessionPlan, detail: String) -> WireError {
-    let mut error =
-        WireError::new(ErrorCode::Failed, format!("vm `{}` ended before the command did", plan.vm));
+fn ended(vm: &str, detail: String) -> WireError {
+    let mut error = WireError::new(ErrorCode::Failed, format!("vm `{vm}` ended before the command did"));
     error.causes.push(detail);
     error
 }
 
-async fn send_queued(mut writer: FrameWriter<OwnedWriteHalf>, mut queue: mpsc::UnboundedReceiver<Frame>) {
+/// Writes frames until the queue or the connection ends.
+pub(crate) async fn send_queued(
+    mut writer: FrameWriter<OwnedWriteHalf>,
+    mut queue: mpsc::UnboundedReceiver<Frame>,
+) {
     while let Some(frame) = queue.recv().await {
         // The reading side learns of a broken connection and says so.
         if writer.write(&frame).await.is_err() {
@@ -299,7 +332,7 @@ impl<'a> Session<'a> {
             Ok(SessionEvent::Failed(error)) => Err(error.into()),
             Err(error) => match frame.parse() {
                 // The supervisor's own word, when it still gets to say it.
-                Ok(VmEvent::Ended(end)) => Err(ended(self.plan, end.detail).into()),
+                Ok(VmEvent::Ended(end)) => Err(ended(&self.plan.vm, end.detail).into()),
                 Ok(VmEvent::Refused(refusal)) => Err(refusal.into()),
                 Ok(_) => Ok(None),
                 Err(_) => Err(self.plan.lost_by(error.into()).into()),

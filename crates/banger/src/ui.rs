@@ -63,8 +63,24 @@ impl Ui {
     /// # Errors
     /// When nobody reads it any more, or it can't be written.
     pub(crate) fn data(&self, text: &str) -> Result<(), Stop> {
+        self.bytes(text.as_bytes())
+    }
+
+    /// Prints bytes that came out of a guest: as they are, but on a terminal as text without control characters.
+    ///
+    /// # Errors
+    /// Those of [`Self::data`].
+    pub(crate) fn foreign_data(&self, bytes: &[u8]) -> Result<(), Stop> {
+        if !std::io::stdout().is_terminal() {
+            return self.bytes(bytes);
+        }
+        let text = escape_lines(&String::from_utf8_lossy(bytes), "");
+        self.bytes(if text.is_empty() { text } else { text + "\n" }.as_bytes())
+    }
+
+    fn bytes(&self, bytes: &[u8]) -> Result<(), Stop> {
         let mut stdout = std::io::stdout().lock();
-        match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
             Ok(()) => Ok(()),
             Err(error) if error.kind() == ErrorKind::BrokenPipe => Err(Stop::OutputClosed),
             Err(error) => Err(failed("could not write to stdout", &error).into()),

@@ -9,7 +9,8 @@ use crate::stop::{Ended, Stop, invalid};
 use crate::streams;
 use crate::table::{Table, render_pairs};
 use crate::text::{age, bytes, date, now};
-use crate::{logs, run};
+use crate::{logs, run, workspace};
+use banger_wire::bytes::ByteString;
 use banger_wire::daemon::{NetMode, Pruned, Request, VmState, VmView};
 use std::collections::BTreeSet;
 
@@ -31,6 +32,7 @@ pub(crate) async fn dispatch(context: &mut Context, command: VmCommand) -> Ended
         VmCommand::Show(args) => show(context, args).await,
         VmCommand::Logs(args) => logs::vm_logs(context, args).await,
         VmCommand::Prune(args) => prune(context, args).await,
+        VmCommand::Workspace(command) => workspace::command::dispatch(context, command).await,
     }
 }
 
@@ -172,6 +174,8 @@ async fn show(context: &mut Context, args: ShowArgs) -> Ended {
 fn vm_pairs(vm: &VmView, now: i64) -> String {
     let pid = vm.vmm_pid.map(|pid| format!(", process {pid}")).unwrap_or_default();
     let restarts = (vm.watchdog_restarts > 0).then(|| vm.watchdog_restarts.to_string());
+    let shown = |path: &ByteString| path.as_os_str().to_string_lossy().into_owned();
+    let workspace = vm.workspace.as_ref().map(|of| format!("{} at {}", shown(&of.source), shown(&of.path)));
     render_pairs(&[
         ("id", Some(vm.id.to_string())),
         ("name", Some(vm.name.to_string())),
@@ -186,6 +190,7 @@ fn vm_pairs(vm: &VmView, now: i64) -> String {
         ("vmm", Some(format!("{}, {}{pid}", vm.vmm, processor_word(vm.emulated)))),
         ("boot id", vm.boot_id.clone()),
         ("boot restarts", restarts),
+        ("workspace", workspace),
         ("created", Some(date(vm.created, now))),
         ("deleted at end", vm.rm.then(|| "yes".to_owned())),
         ("directory", Some(vm.dir.clone())),

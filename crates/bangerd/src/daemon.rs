@@ -23,6 +23,7 @@ use banger_image::debian::archive::architecture;
 use banger_sys::tsc;
 use banger_wire::daemon::{
     Event, ImageView, KernelView, NetMode, Outcome, PlanSummary, VmSpec, VmState, VmView, VmmChoice,
+    Workspace,
 };
 use banger_wire::error::{ErrorCode, WireError};
 use banger_wire::guest::InitMode;
@@ -389,6 +390,7 @@ impl Daemon {
             dir: dir.display().to_string(),
             cmdline: None,
             watchdog_restarts: status.map_or(0, |status| status.watchdog_restarts),
+            workspace: Workspace::load(&self.paths.workspace(row.id.as_str())),
         }
     }
 

@@ -263,11 +263,13 @@ impl Daemon {
         vmsock::end(&dir).await?;
         cgroup::remove_of(&dir).await;
         // CRASH: files without a row are removed at the next start; a row is only ever deleted after its files.
-        match std::fs::remove_dir_all(&dir) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(error).with_context(|| format!("remove `{}`", dir.display()));
+        for dir in [self.paths.workspace(row.id.as_str()), dir] {
+            match std::fs::remove_dir_all(&dir) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(error).with_context(|| format!("remove `{}`", dir.display()));
+                }
+                _ => {}
             }
-            _ => {}
         }
         self.store.delete_vm(&row.id)
     }

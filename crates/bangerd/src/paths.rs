@@ -30,7 +30,7 @@ impl Paths {
         for dir in [&paths.state, &paths.cache] {
             private_dir(dir)?;
         }
-        for dir in ["run", "vms", "images", "kernels", "archive", "templates"] {
+        for dir in ["run", "vms", "images", "kernels", "archive", "templates", "workspaces"] {
             private_dir(&paths.state.join(dir))?;
         }
         Ok(paths)
@@ -42,6 +42,10 @@ impl Paths {
 
     pub(crate) fn vm(&self, id: &str) -> PathBuf {
         self.state.join("vms").join(id)
+    }
+
+    pub(crate) fn workspace(&self, id: &str) -> PathBuf {
+        self.state.join("workspaces").join(id)
     }
 
     pub(crate) fn image(&self, name: &str) -> PathBuf {

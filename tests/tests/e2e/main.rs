@@ -12,3 +12,4 @@ mod nested;
 mod run;
 mod support;
 mod template;
+mod workspace;

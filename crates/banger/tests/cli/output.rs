@@ -132,13 +132,14 @@ fn what_contradicts_itself_is_refused_before_anything_is_asked() {
     assert_snapshot!(bench.run(["run", "uname"]), @r"
     status 125
     --- stderr
-    error: workspaces are not there yet, so `uname` can't be placed in a vm
+    error: there is no directory `uname`
     hint: to run a command, put it after `--`: `banger vm run -- uname`
     ");
     assert_snapshot!(bench.run(["vm", "create", "/"]), @r"
     status 2
     --- stderr
-    error: workspaces are not there yet, so `/` can't be placed in a vm
+    error: `/` is not in a git checkout
+    hint: to copy all that is in the directory, use `--mode full_copy`
     ");
     assert!(bench.requests().is_empty());
 }

@@ -16,7 +16,7 @@ const TEMPORARY_AGE_MIN: Duration = Duration::from_secs(60);
 /// may be making any.
 pub(crate) fn of_store(daemon: &Daemon) -> anyhow::Result<Vec<PathBuf>> {
     let mut found = template::old(&daemon.paths.templates())?;
-    for parent in ["images", "kernels", "vms"] {
+    for parent in ["images", "kernels", "vms", "workspaces"] {
         // Before the rows: a vm that is made meanwhile has its row before its directory.
         let entries: Vec<_> =
             std::fs::read_dir(daemon.paths.state.join(parent))?.collect::<Result<_, _>>()?;
@@ -26,7 +26,9 @@ pub(crate) fn of_store(daemon: &Daemon) -> anyhow::Result<Vec<PathBuf>> {
             _ => daemon.store.vms()?.iter().map(|row| row.id.to_string()).collect(),
         };
         let is_known = |name: std::ffi::OsString| names.iter().any(|known| *name == **known);
-        found.extend(entries.iter().filter(|entry| !is_known(entry.file_name())).map(|entry| entry.path()));
+        let unknown = entries.iter().filter(|entry| !is_known(entry.file_name())).map(|entry| entry.path());
+        // A client that makes a workspace locks it; it may be the one that has just started this daemon.
+        found.extend(unknown.filter(|path| parent != "workspaces" || !is_locked(path)));
     }
     found.sort();
     Ok(found)

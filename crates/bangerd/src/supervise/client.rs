@@ -53,6 +53,12 @@ async fn serve_one(stream: UnixStream, shared: &Rc<Shared>) -> Result<(), Stream
     let call: VmCall = first.parse()?;
     match call.request {
         VmRequest::Watch => watch(reader, writer, shared).await,
+        VmRequest::Hold => {
+            shared.status.send_modify(|status| status.leased = true);
+            let watched = watch(reader, writer, shared).await;
+            let _ = shared.orders.send(Order::LeaseEnded).await;
+            watched
+        }
         VmRequest::Stop { grace_ms } => {
             let _ = shared.orders.send(Order::Stop { grace_ms }).await;
             watch(reader, writer, shared).await

@@ -1,0 +1,20 @@
+//! Files of the host in a vm, and what became of them.
+//!
+//! ```text
+//! survey ──> what travels ─┐
+//! metadata ──> a `.git` ───┴─> place: one stream to the agent
+//!                                └──> base: what was placed ─┐
+//! collect: what is there now ────────────────────────────────┴─> changes ──> patch, or apply
+//! ```
+
+mod apply;
+mod base;
+mod checkout;
+mod collect;
+pub(crate) mod command;
+mod git;
+mod metadata;
+mod objects;
+mod place;
+mod safety;
+mod tree;

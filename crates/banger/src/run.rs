@@ -91,8 +91,8 @@ async fn run_placed(
     }
     let (mut exec, timeout) = exec_spec(run.session, run.command, Vec::new());
     exec.workdir = exec.workdir.or(workdir);
-    // Without a command an image without an init does what its maker meant it to do.
-    if exec.argv.is_empty() {
+    // Without a command an image without an init does what its maker meant it to do. In a checkout a shell is meant.
+    if exec.argv.is_empty() && placed.wanted.is_none() {
         exec.argv = started.command.iter().map(|word| ByteString(word.clone().into_bytes())).collect();
     }
     let lease = run.rm && hold.is_none();

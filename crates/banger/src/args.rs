@@ -294,7 +294,7 @@ pub(crate) struct RunArgs {
     pub(crate) apply: bool,
     /// A git checkout to place in the vm, where the command then runs.
     pub(crate) path: Option<PathBuf>,
-    /// What to run instead of a shell.
+    /// What to run; a shell when absent, or what an image without an init was made to run.
     #[arg(last = true, value_name = "CMD")]
     pub(crate) command: Vec<OsString>,
 }

@@ -326,6 +326,9 @@ fn bulky_layout(dir: &Path, name: &str, files: u32, seed: u8) -> PathBuf {
     layout
 }
 
+/// Pulls that are cut short, each at another point.
+const KILLS: u32 = 10;
+
 #[test]
 fn a_daemon_killed_at_any_point_of_a_pull_leaves_a_store_that_verifies() {
     if prerequisites(&["umoci"]).is_none() {
@@ -337,24 +340,30 @@ fn a_daemon_killed_at_any_point_of_a_pull_leaves_a_store_that_verifies() {
         let reference = format!("oci:{}:it", layout.display());
         owner.banger(["image", "pull", &reference, "--name", "victim"]).output().unwrap()
     };
+    let stored = || owner.json(&["image", "show", "victim", "--json"])["digest"].as_str().unwrap().to_owned();
+    // The second replaces the first, as each of the following does.
+    let digests = layouts.each_ref().map(|layout| {
+        let output = pull(layout);
+        assert!(output.status.success(), "{}{}", show(&output), owner.logs());
+        stored()
+    });
     let started = std::time::Instant::now();
     assert!(pull(&layouts[0]).status.success(), "{}", owner.logs());
     let whole = started.elapsed();
-    let (mut killed, mut seen) = (0, std::collections::BTreeSet::new());
-    let rounds: u32 = 14;
-    for round in 0..rounds {
+    let (mut killed, mut rounds) = (0, 0);
+    while killed < KILLS && rounds < 5 * KILLS {
         let status = owner.json(&["daemon", "status", "--json"]);
         let pid = rustix::process::Pid::from_raw(status["pid"].as_i64().unwrap() as i32).unwrap();
-        let killer = std::thread::spawn({
-            let wait = whole * (round + 1) / rounds;
-            move || {
-                std::thread::sleep(wait);
-                rustix::process::kill_process(pid, rustix::process::Signal::KILL)
-            }
+        let next = usize::from(stored() == digests[0]);
+        // Steps that share no divisor with the length spread over it.
+        let wait = whole * (rounds * 7 % 19 + 1) / 20;
+        let killer = std::thread::spawn(move || {
+            std::thread::sleep(wait);
+            rustix::process::kill_process(pid, rustix::process::Signal::KILL)
         });
-        // Each time the other one, which replaces it.
-        let output = pull(&layouts[(round as usize + 1) % 2]);
+        let output = pull(&layouts[next]);
         let _ = killer.join().unwrap();
+        rounds += 1;
         killed += u32::from(!output.status.success());
         // A process that is dying may still take a connection.
         crate::support::wait_for("another daemon answers", || {
@@ -364,12 +373,12 @@ fn a_daemon_killed_at_any_point_of_a_pull_leaves_a_store_that_verifies() {
         let verified = owner.ok(["image", "verify"]);
         assert!(verified.contains("ok   image victim: ext4, sha256 "), "{verified}");
         assert!(verified.contains("ok   directories: nothing is left over"), "{verified}");
-        let shown = owner.json(&["image", "show", "victim", "--json"]);
-        seen.insert(shown["digest"].as_str().unwrap().to_owned());
+        let now = stored();
+        assert!(digests.contains(&now), "{now}");
+        assert!(!output.status.success() || now == digests[next], "what was said to be pulled is there");
     }
     println!("{killed} of {rounds} pulls were cut short, in {:.1} s each", whole.as_secs_f64());
-    assert!(killed > rounds / 3, "{killed}");
-    assert_eq!(seen.len(), 2, "one was replaced by the other");
+    assert_eq!(killed, KILLS);
 }
 
 #[test]
@@ -489,4 +498,43 @@ fn an_image_without_an_init_does_what_it_was_made_for() {
     let shown = owner.json(&["image", "show", &image, "--json"]);
     assert_eq!(shown["entrypoint"], json!(["/bin/echo", "entry"]));
     owner.assert_nothing_left();
+}
+
+#[test]
+fn an_image_for_another_processor_is_kept_and_not_run() {
+    if prerequisites(&["umoci"]).is_none() {
+        return;
+    }
+    let (owner, dir) = (Owner::with_store(), tempfile::tempdir().unwrap());
+    let layout = bulky_layout(dir.path(), "layout", 1, 4);
+    run(Command::new("umoci").args([
+        "config",
+        "--architecture",
+        "arm64",
+        "--image",
+        &format!("{}:it", layout.display()),
+    ]));
+    run(Command::new("chmod").args(["-R", "a+rX"]).arg(dir.path()));
+    let reference = format!("oci:{}:it", layout.display());
+    let failed = |args: &[&str]| {
+        let output = owner.banger(args).output().unwrap();
+        assert!(!output.status.success(), "{}", show(&output));
+        String::from_utf8_lossy(&output.stderr).replace(&layout.display().to_string(), "LAYOUT")
+    };
+    let said = failed(&["image", "pull", &reference]);
+    assert!(said.contains("there is no image for linux/amd64, only for linux/arm64\n"), "{said}");
+    owner.ok(["image", "pull", &reference, "--platform", "linux/arm64", "--name", "arm"]);
+    assert_eq!(owner.json(&["image", "show", "arm", "--json"])["arch"], "arm64");
+    assert_eq!(
+        failed(&["vm", "create", "--image", "arm"]),
+        "error: image `arm` is for arm64, this machine is amd64\n\
+         hint: pull it without `--platform`, under another name with `--name`\n"
+    );
+    let said = failed(&["image", "pull", IMAGE, "--platform", "linux/arm64", "--name", "x"]);
+    assert!(
+        said.starts_with(
+            "error: image `debian-bookworm-slim` is made for this machine, not for linux/arm64\n"
+        ),
+        "{said}"
+    );
 }

@@ -1,6 +1,6 @@
 //! Checkouts in vms: every kind of repository looks in the guest as it looks on the host.
 
-use crate::support::{IMAGE, Owner, run, show};
+use crate::support::{IMAGE, Owner, run, show, wait_for};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Output;
@@ -380,6 +380,36 @@ fn a_workspace_is_brought_up_to_date_and_changes_in_it_are_not_lost() {
     let said = guest(&owner, "fresh", "pwd; git symbolic-ref HEAD; touch new 2> /dev/null || echo refused");
     assert_eq!(said, "/srv/x/repo\nrefs/heads/topic\nrefused\n");
     owner.ok(["vm", "delete", "-f", "fresh"]);
+    owner.assert_nothing_left();
+}
+
+#[test]
+fn a_transfer_that_breaks_off_leaves_what_was_there() {
+    let owner = Owner::with_store();
+    let top = placed(&owner, "broken", "echo a > a; git add .; git commit -qm one");
+    let before = guest(&owner, "broken", "ls -A; cat a; git status --porcelain");
+    sh(&owner, &top, "echo b > a; head -c 150000000 /dev/zero > z; git commit -qam two");
+    let mut client = owner.banger(["workspace", "prepare", "broken"]).spawn().unwrap();
+    let staging = "ls -A /root | grep -c banger-new || true";
+    wait_for("the transfer is under way", || match guest(&owner, "broken", staging).as_str() {
+        "1\n" => Ok(()),
+        other => Err(other.to_owned()),
+    });
+    client.kill().unwrap();
+    client.wait().unwrap();
+    wait_for("the guest has noticed", || match guest(&owner, "broken", staging).as_str() {
+        "0\n" => Ok(()),
+        other => Err(other.to_owned()),
+    });
+    assert_eq!(guest(&owner, "broken", "ls -A; cat a; git status --porcelain"), before);
+    let workspaces = || std::fs::read_dir(owner.state().join("workspaces")).unwrap().count();
+    assert_eq!(workspaces(), 2, "a client was killed, and left nothing?");
+    owner.ok(["daemon", "stop"]);
+    owner.ok(["vm", "list"]);
+    assert_eq!(workspaces(), 1, "what a killed client left is still there");
+    owner.ok(["workspace", "prepare", "broken"]);
+    assert_eq!(guest(&owner, "broken", "cat a; stat -c %s z"), "b\n150000000\n");
+    owner.ok(["vm", "delete", "-f", "broken"]);
     owner.assert_nothing_left();
 }
 

@@ -53,6 +53,9 @@ pub(crate) enum Command {
     Exec(Box<ExecArgs>),
     /// Short for `vm list`.
     Ps(ListArgs),
+    /// Short for `vm workspace`.
+    #[command(subcommand)]
+    Workspace(WorkspaceCommand),
     /// Root filesystems.
     #[command(subcommand)]
     Image(ImageCommand),

@@ -104,6 +104,7 @@ async fn dispatch(context: &mut Context, command: Command) -> Ended {
         Command::Run(args) => run::run(context, *args).await,
         Command::Exec(args) => run::exec(context, *args).await,
         Command::Ps(args) => vm::list(context, args).await,
+        Command::Workspace(command) => workspace::command::dispatch(context, command).await,
         Command::Image(command) => image::dispatch(context, command).await,
         Command::Kernel(command) => kernel::dispatch(context, command).await,
         Command::Doctor(args) => doctor::doctor(context, args).await,

@@ -1,6 +1,6 @@
 //! Checkouts in vms: every kind of repository looks in the guest as it looks on the host.
 
-use crate::support::{IMAGE, Owner, run, show};
+use crate::support::{IMAGE, Owner, run, show, wait_for};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Output;
@@ -35,7 +35,7 @@ const fn kind(name: &'static str, path: &'static str, script: &'static str) -> K
     Kind { name, script, path, flags: &[] }
 }
 
-const KINDS: [Kind; 18] = [
+const KINDS: [Kind; 19] = [
     kind(
         "everything that can be changed",
         "r",
@@ -84,6 +84,13 @@ const KINDS: [Kind; 18] = [
         "git init -q base; cd base; git config uploadpack.allowFilter true
         for i in 1 2 3; do echo $i > a; git add .; git commit -qm $i; done; cd ..
         git clone -q --filter=blob:none \"file://$PWD/base\" r; cd r; echo more >> a",
+    ),
+    kind(
+        "a sparse partial clone",
+        "r",
+        "git init -q base; cd base; git config uploadpack.allowFilter true; mkdir in out; echo a > in/a; echo b > out/b
+        git add .; git commit -qm one; cd ..; git clone -q --filter=blob:none --sparse \"file://$PWD/base\" r; cd r
+        git sparse-checkout set --cone in; echo more >> in/a",
     ),
     kind(
         "files behind a filter",
@@ -200,7 +207,7 @@ fn a_checkout_looks_in_the_guest_as_on_the_host() {
             .banger(["vm", "exec", name, "--", "git", "-C", "/root/repo", "fsck", "--no-dangling"])
             .output();
         let fsck = fsck.unwrap();
-        let lazy = kind.name == "a partial clone";
+        let lazy = kind.name.ends_with("partial clone");
         assert!(fsck.status.success() || lazy, "{}: {}", kind.name, show(&fsck));
     }
     owner.ok(["vm", "delete", "-f", name]);
@@ -384,6 +391,36 @@ fn a_workspace_is_brought_up_to_date_and_changes_in_it_are_not_lost() {
 }
 
 #[test]
+fn a_transfer_that_breaks_off_leaves_what_was_there() {
+    let owner = Owner::with_store();
+    let top = placed(&owner, "broken", "echo a > a; git add .; git commit -qm one");
+    let before = guest(&owner, "broken", "ls -A; cat a; git status --porcelain");
+    sh(&owner, &top, "echo b > a; head -c 150000000 /dev/zero > z; git commit -qam two");
+    let mut client = owner.banger(["workspace", "prepare", "broken"]).spawn().unwrap();
+    let staging = "ls -A /root | grep -c banger-new || true";
+    wait_for("the transfer is under way", || match guest(&owner, "broken", staging).as_str() {
+        "1\n" => Ok(()),
+        other => Err(other.to_owned()),
+    });
+    client.kill().unwrap();
+    client.wait().unwrap();
+    wait_for("the guest has noticed", || match guest(&owner, "broken", staging).as_str() {
+        "0\n" => Ok(()),
+        other => Err(other.to_owned()),
+    });
+    assert_eq!(guest(&owner, "broken", "ls -A; cat a; git status --porcelain"), before);
+    let workspaces = || std::fs::read_dir(owner.state().join("workspaces")).unwrap().count();
+    assert_eq!(workspaces(), 2, "a client was killed, and left nothing?");
+    owner.ok(["daemon", "stop"]);
+    owner.ok(["vm", "list"]);
+    assert_eq!(workspaces(), 1, "what a killed client left is still there");
+    owner.ok(["workspace", "prepare", "broken"]);
+    assert_eq!(guest(&owner, "broken", "cat a; stat -c %s z"), "b\n150000000\n");
+    owner.ok(["vm", "delete", "-f", "broken"]);
+    owner.assert_nothing_left();
+}
+
+#[test]
 fn one_command_brings_its_change_back() {
     let owner = Owner::with_store();
     let dir = checkout(&owner, "one", "git init -q r; cd r; echo a > a; git add .; git commit -qm one");
@@ -396,6 +433,26 @@ fn one_command_brings_its_change_back() {
     owner.assert_nothing_left();
     let output = owner.vm_run(args.iter().chain(&["--", "true"]));
     assert!(text(&output.stderr).contains("not committed: `a`"), "{}", show(&output));
+    sh(
+        &owner,
+        &dir,
+        "git init -q sub; cd sub; echo s > s; git add .; git commit -qm sub; cd ..; git init -q super; cd super
+        git -c protocol.file.allow=always submodule --quiet add ../sub mod; git commit -qm one",
+    );
+    let top = dir.join("super");
+    let args = [
+        "--mode",
+        "full_copy",
+        "--apply",
+        top.to_str().unwrap(),
+        "--",
+        "sh",
+        "-c",
+        "echo t > mod/s; touch mod/n",
+    ];
+    let output = owner.vm_run(args);
+    assert!(output.status.success(), "{}", show(&output));
+    assert_eq!(text(&sh(&owner, &top.join("mod"), "git status -s").stdout), " M s\n?? n\n");
     let plain = dir.join("plain");
     sh(&owner, &dir, "mkdir plain; echo x > plain/x");
     let output = owner.vm_run([

@@ -210,10 +210,19 @@ fn all(git: &Git, head: &Head) -> Result<(Vec<u8>, BTreeSet<String>, Refs), Wire
 /// Packs the objects and what the index has besides.
 fn pack(repository: &Repository, mut objects: Vec<u8>, dest: &Path) -> Result<(), WireError> {
     let staged: BTreeSet<&String> = repository.index.values().flatten().collect();
-    for object in staged {
-        objects.extend_from_slice(object.as_bytes());
-        objects.push(b'\n');
+    let mut staged: Vec<u8> =
+        staged.into_iter().flat_map(|object| [object.as_bytes(), b"\n"].concat()).collect();
+    let is_partial = ["config", "--get-regexp", r"^remote\..*\.promisor$"];
+    if repository.git.line(&is_partial)?.is_some() {
+        // What was never fetched stays where it is; nothing is fetched for a vm.
+        let found = repository.git.feed(&["cat-file", "--batch-check=%(objectname)"], &staged)?;
+        staged = { found.split_inclusive(|&byte| byte == b'\n') }
+            .filter(|line| !line.ends_with(b" missing\n"))
+            .flatten()
+            .copied()
+            .collect();
     }
+    objects.extend(staged);
     if objects.is_empty() {
         return Ok(());
     }

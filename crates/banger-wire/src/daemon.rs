@@ -482,6 +482,23 @@ pub struct Workspace {
     pub head: Option<String>,
     /// Unix time it was placed, seconds.
     pub placed: i64,
+    /// What was asked for besides, so that it can be placed in the same way again.
+    pub asked: WorkspaceAsked,
+}
+
+/// How a workspace was asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct WorkspaceAsked {
+    /// Without untracked files.
+    pub tracked_only: bool,
+    /// With those that look like secrets.
+    pub include_secrets: bool,
+    /// Not to be changed in the guest.
+    pub readonly: bool,
+    /// A branch that begins in the guest.
+    pub branch: Option<String>,
+    /// The name of a commit whose files are meant.
+    pub from: Option<String>,
 }
 
 impl Workspace {

@@ -237,6 +237,9 @@ pub(crate) struct WorkspaceArgs {
     /// Begin this branch in the guest.
     #[arg(long, value_name = "NAME", help_heading = WORKSPACE)]
     pub(crate) branch: Option<String>,
+    /// Take the files of this commit, and none of the working tree.
+    #[arg(long, value_name = "REF", requires = "branch", help_heading = WORKSPACE)]
+    pub(crate) from: Option<String>,
     /// Leave untracked files here.
     #[arg(long, help_heading = WORKSPACE)]
     pub(crate) tracked_only: bool,
@@ -246,6 +249,26 @@ pub(crate) struct WorkspaceArgs {
     /// Nobody in the guest can change it.
     #[arg(long, help_heading = WORKSPACE)]
     pub(crate) readonly: bool,
+}
+
+impl WorkspaceArgs {
+    /// Each flag, and whether it was given.
+    pub(crate) fn given(&self) -> [(&'static str, bool); 7] {
+        [
+            ("--mode", self.mode.is_some()),
+            ("--guest-path", self.guest_path.is_some()),
+            ("--branch", self.branch.is_some()),
+            ("--from", self.from.is_some()),
+            ("--tracked-only", self.tracked_only),
+            ("--include-secrets", self.include_secrets),
+            ("--readonly", self.readonly),
+        ]
+    }
+
+    /// Returns true when none was given.
+    pub(crate) fn are_absent(&self) -> bool {
+        self.given().iter().all(|(_, given)| !given)
+    }
 }
 
 /// How a command is run.

@@ -372,6 +372,28 @@ fn a_workspace_is_brought_up_to_date_and_changes_in_it_are_not_lost() {
     let elsewhere = ["vm", "workspace", "prepare", "--guest-path", "/etc", "fresh"];
     let refused = owner.banger(elsewhere).output().unwrap();
     assert!(text(&refused.stderr).contains("there is something already"), "{}", show(&refused));
+    sh(&owner, &top, "echo not > d/committed; echo c > d/a; chmod +x d/a");
+    owner.ok([
+        "workspace",
+        "prepare",
+        "--guest-path",
+        "/srv/old",
+        "--branch",
+        "old",
+        "--from",
+        "HEAD~",
+        "fresh",
+    ]);
+    let said = guest(
+        &owner,
+        "fresh",
+        "pwd; git symbolic-ref HEAD; git status --short; ls d; cat d/a; git log --format=%s",
+    );
+    assert_eq!(said, "/srv/old\nrefs/heads/old\na\na\none\n");
+    // Placed again without a word, it is placed as it was.
+    owner.ok(["workspace", "prepare", "fresh"]);
+    assert_eq!(guest(&owner, "fresh", "git symbolic-ref HEAD; cat d/a"), "refs/heads/old\na\n");
+    sh(&owner, &top, "rm d/committed; git checkout -q .");
     let readonly = [
         "vm",
         "workspace",

@@ -25,6 +25,8 @@ pub(crate) struct Wanted {
     pub(crate) mode: WorkspaceMode,
     pub(crate) tracked_only: bool,
     pub(crate) include_secrets: bool,
+    /// A commit whose files are meant instead of the working tree's.
+    pub(crate) from: Option<String>,
 }
 
 /// What travels and what stays behind.
@@ -35,6 +37,8 @@ pub(crate) struct Survey {
     /// Where below it the given path was.
     pub(crate) below: PathBuf,
     pub(crate) mode: WorkspaceMode,
+    /// The commit whose files travel; none where the working tree's do.
+    pub(crate) from: Option<String>,
     /// The checkout, then its submodules; none for a directory without git.
     pub(crate) repositories: Vec<Repository>,
     pub(crate) entries: Vec<Entry>,
@@ -98,13 +102,17 @@ pub(crate) fn survey(path: &Path, wanted: &Wanted) -> Result<Survey, WireError> 
     let mut survey = Survey {
         below: full.strip_prefix(&root).map(Path::to_owned).unwrap_or_default(),
         mode: wanted.mode,
+        from: None,
         repositories: Vec::new(),
         entries: Vec::new(),
         held_back: Vec::new(),
         nested: Vec::new(),
         root,
     };
-    survey.add_repository(PathBuf::new(), wanted)?;
+    match &wanted.from {
+        Some(name) => survey.add_commit(name)?,
+        None => survey.add_repository(PathBuf::new(), wanted)?,
+    }
     Ok(survey)
 }
 
@@ -132,6 +140,7 @@ fn without_checkout(
         root: full.to_owned(),
         below: PathBuf::new(),
         mode: wanted.mode,
+        from: None,
         repositories: Vec::new(),
         entries: Vec::new(),
         held_back: Vec::new(),
@@ -142,6 +151,49 @@ fn without_checkout(
 }
 
 impl Survey {
+    /// Adds the files of a commit.
+    fn add_commit(&mut self, name: &str) -> Result<(), WireError> {
+        let git = Git::at(&self.root);
+        let commit = format!("{name}^{{commit}}");
+        let found = git.line(&["rev-parse", "-q", "--verify", "--end-of-options", &commit])?;
+        let Some(commit) = found.and_then(|name| name.into_string().ok()) else {
+            return Err(invalid(format!("there is no commit `{}` in the checkout", escape(name))));
+        };
+        let mut index = HashMap::<_, Vec<_>>::new();
+        let listed = git.run(&["ls-tree", "-r", "-z", "-l", "--full-tree", &commit])?;
+        for record in listed.split(|&byte| byte == 0).filter(|record| !record.is_empty()) {
+            let Some(tab) = record.iter().position(|&byte| byte == b'\t') else { continue };
+            let head = String::from_utf8_lossy(&record[..tab]);
+            let fields: Vec<&str> = head.split_whitespace().collect();
+            let [mode, _, object, len] = fields[..] else { continue };
+            let path = OsStr::from_bytes(&record[tab + 1..]).to_owned();
+            if mode == SUBMODULE {
+                let shown = escape(&path.to_string_lossy());
+                return Err(invalid(format!(
+                    "that commit has submodules (`{shown}`), which can't be taken along"
+                ))
+                .hinted("check it out, and leave `--from` out"));
+            }
+            index.insert(path.clone(), vec![object.to_owned()]);
+            let mode = u32::from_str_radix(mode, 8).unwrap_or_default();
+            self.entries.push(Entry { path, mode, len: len.parse().unwrap_or_default(), modified: 0 });
+        }
+        self.from = Some(commit);
+        self.repositories.push(Repository { prefix: PathBuf::new(), git, index });
+        Ok(())
+    }
+
+    /// Sees the entries again, whose files are in another place.
+    ///
+    /// # Errors
+    /// When one is not there.
+    pub(crate) fn see_again(&mut self, root: &Path) -> std::io::Result<()> {
+        for seen in &mut self.entries {
+            *seen = entry(PathBuf::from(&seen.path), &root.join(&seen.path).symlink_metadata()?);
+        }
+        Ok(())
+    }
+
     fn add_repository(&mut self, prefix: PathBuf, wanted: &Wanted) -> Result<(), WireError> {
         let top = self.root.join(&prefix);
         let git = Git::at(&top);

@@ -15,7 +15,7 @@ use crate::stop::{Ended, Stop, failed, invalid};
 use crate::text::escape;
 use crate::transfer::{on_thread, start_thread};
 use banger_wire::bytes::ByteString;
-use banger_wire::daemon::{Event, VmView, Workspace, WorkspaceMode};
+use banger_wire::daemon::{Event, VmView, Workspace, WorkspaceAsked, WorkspaceMode};
 use banger_wire::error::WireError;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -32,6 +32,31 @@ pub(crate) struct Asked {
     branching: Branching,
     guest_path: PathBuf,
     readonly: bool,
+}
+
+impl Asked {
+    /// Asks for what was placed before, in the same way.
+    fn again(before: &Workspace) -> Self {
+        let WorkspaceAsked { tracked_only, include_secrets, readonly, branch, from } = before.asked.clone();
+        Self {
+            path: path_of(&before.source),
+            wanted: Wanted { mode: before.mode, tracked_only, include_secrets, from },
+            branching: Branching { branch, from: None },
+            guest_path: path_of(&before.path),
+            readonly,
+        }
+    }
+
+    fn asked(&self) -> WorkspaceAsked {
+        let Wanted { tracked_only, include_secrets, ref from, .. } = self.wanted;
+        WorkspaceAsked {
+            tracked_only,
+            include_secrets,
+            readonly: self.readonly,
+            branch: self.branching.branch.clone(),
+            from: from.clone(),
+        }
+    }
 }
 
 /// What is placed once the vm is up.
@@ -65,13 +90,17 @@ pub(crate) async fn dispatch(context: &mut Context, command: WorkspaceCommand) -
 
 async fn prepare(context: &mut Context, args: PrepareArgs) -> Ended {
     let vm = running(context, args.vm).await?;
-    let before = vm.workspace.as_ref();
-    let path = args.path.or(before.map(|workspace| path_of(&workspace.source)));
-    let mut flags = args.workspace;
-    if let Some(before) = before {
-        flags.guest_path = flags.guest_path.or(Some(path_of(&before.path)));
-    }
-    let Some(asked) = wanted(Some(path.unwrap_or_else(|| PathBuf::from("."))), flags)? else { return Ok(0) };
+    let flags = args.workspace;
+    let asked = match &vm.workspace {
+        // What was said then counts until something else is said.
+        Some(before) if args.path.is_none() && flags.are_absent() => Some(Asked::again(before)),
+        before => {
+            let source = before.as_ref().map(|before| path_of(&before.source));
+            let path = args.path.or(source).unwrap_or_else(|| PathBuf::from("."));
+            wanted(Some(path), flags)?
+        }
+    };
+    let Some(asked) = asked else { return Ok(0) };
     let Some(survey) = look(context, Some(&asked)).await? else { return Ok(0) };
     if args.dry_run {
         return tell_survey(context, &asked, &survey);
@@ -86,13 +115,7 @@ async fn prepare(context: &mut Context, args: PrepareArgs) -> Ended {
 /// When it was changed in the vm, and those of placing.
 pub(crate) async fn refresh(context: &mut Context, vm: &VmView) -> Result<(), Stop> {
     let Some(before) = &vm.workspace else { return Ok(()) };
-    let asked = Asked {
-        path: path_of(&before.source),
-        wanted: Wanted { mode: before.mode, ..Wanted::default() },
-        branching: Branching::default(),
-        guest_path: path_of(&before.path),
-        readonly: false,
-    };
+    let asked = Asked::again(before);
     match look(context, Some(&asked)).await? {
         Some(survey) => replace(context, vm, asked, survey, false).await,
         None => Ok(()),
@@ -299,14 +322,7 @@ async fn undo(context: &mut Context, path: Option<PathBuf>) -> Ended {
 /// # Errors
 /// When they need a path or contradict each other.
 pub(crate) fn wanted(path: Option<PathBuf>, args: WorkspaceArgs) -> Result<Option<Asked>, WireError> {
-    let flags = [
-        ("--mode", args.mode.is_some()),
-        ("--guest-path", args.guest_path.is_some()),
-        ("--branch", args.branch.is_some()),
-        ("--tracked-only", args.tracked_only),
-        ("--include-secrets", args.include_secrets),
-        ("--readonly", args.readonly),
-    ];
+    let flags = args.given();
     let Some(path) = path else {
         return match flags.iter().find(|(_, given)| *given) {
             Some((flag, _)) => Err(invalid(format!("`{flag}` is about a checkout, and none is named"))
@@ -329,8 +345,9 @@ pub(crate) fn wanted(path: Option<PathBuf>, args: WorkspaceArgs) -> Result<Optio
             mode: args.mode.map_or(WorkspaceMode::default(), Into::into),
             tracked_only: args.tracked_only,
             include_secrets: args.include_secrets,
+            from: args.from,
         },
-        branching: Branching { branch: args.branch },
+        branching: Branching { branch: args.branch, from: None },
         guest_path,
         readonly: args.readonly,
     }))
@@ -395,7 +412,8 @@ pub(crate) fn make(
     survey: Option<Survey>,
 ) -> Result<Option<Making>, WireError> {
     let (Some(asked), Some(survey)) = (asked, survey) else { return Ok(None) };
-    let (state, branching) = (context.client.state().clone(), asked.branching.clone());
+    let state = context.client.state().clone();
+    let branching = Branching { from: survey.from.clone(), ..asked.branching.clone() };
     let below = survey.below.clone();
     let done = start_thread(move || Placement::make(survey, &state, &branching))?;
     Ok(Some(Making { done, below }))
@@ -423,7 +441,7 @@ pub(crate) async fn place(
             id: vm.id.as_str(),
             socket: Path::new(&vm.socket),
             path: ByteString::from(asked.guest_path.clone().into_os_string()),
-            readonly: asked.readonly,
+            asked: asked.asked(),
             replace,
         };
         place::place(placement, target, &state, &mut observe).await

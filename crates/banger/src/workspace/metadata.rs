@@ -11,6 +11,7 @@ use banger_wire::daemon::WorkspaceMode;
 use banger_wire::error::WireError;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt as _;
 use std::path::Path;
 
 /// Commits of the default mode, from each tip.
@@ -46,6 +47,8 @@ const UNDER_WAY: [&str; 4] = ["MERGE_HEAD", "CHERRY_PICK_HEAD", "REVERT_HEAD", "
 pub(crate) struct Branching {
     /// A branch to begin in the guest.
     pub(crate) branch: Option<String>,
+    /// The commit it begins at; none for the one that is checked out.
+    pub(crate) from: Option<String>,
 }
 
 /// What a repository is at.
@@ -58,7 +61,7 @@ struct Head {
     upstream: Option<(String, String)>,
 }
 
-/// Makes the `.git` of a repository's checkout in `dest`, which must not be there. Returns the commit checked out.
+/// Makes the `.git` of a repository's checkout in `dest`, which must not be there. Returns the commit checked out here.
 ///
 /// # Errors
 /// When git can't read the repository, or `dest` can't be written.
@@ -84,8 +87,12 @@ pub(crate) fn build(
         }
         head.reference = Some(reference);
     }
+    let checked_out = head.commit.clone();
+    if let Some(commit) = &branching.from {
+        (head.commit, head.upstream) = (Some(commit.clone()), None);
+    }
     let mut under_way = Vec::new();
-    for name in UNDER_WAY {
+    for name in UNDER_WAY.into_iter().filter(|_| branching.from.is_none()) {
         if let Ok(content) = std::fs::read(git.path(name)?) {
             write(name, &content)?;
             under_way.extend(commits_in(&content).filter(|_| name != "MERGE_MSG"));
@@ -116,7 +123,24 @@ pub(crate) fn build(
         write("info/sparse-checkout", &rules)?;
     }
     copy_index(git, &config, &dest.join("index"))?;
-    Ok(head.commit)
+    Ok(checked_out)
+}
+
+/// Writes the files of a commit into `files`, and the index that belongs to them in place of the one in `made`.
+///
+/// # Errors
+/// When git can't read the commit, or they can't be written.
+pub(crate) fn check_out(git: &Git, commit: &str, files: &Path, made: &Path) -> Result<(), WireError> {
+    std::fs::create_dir(files)
+        .map_err(|error| failed(format!("could not make `{}`", files.display()), &error))?;
+    let repository = git.run(&["rev-parse", "--absolute-git-dir"])?;
+    let repository = OsString::from_vec(repository[..repository.len().saturating_sub(1)].to_vec());
+    let index = made.join("index");
+    let _ = std::fs::remove_file(&index);
+    // What a filter would do to them is left out.
+    let git = git.without_filters()?.in_tree(Path::new(&repository), files).with_env("GIT_INDEX_FILE", index);
+    git.run(&["read-tree", commit])?;
+    git.run(&["-c", "core.sparseCheckout=false", "checkout-index", "-a", "-u", "-q"]).map(drop)
 }
 
 fn text(line: Option<OsString>) -> Option<String> {

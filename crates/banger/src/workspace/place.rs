@@ -9,7 +9,7 @@ use crate::stop::{Stop, failed};
 use crate::text::{escape, now};
 use crate::transfer::transfer;
 use banger_wire::bytes::ByteString;
-use banger_wire::daemon::{Event, Workspace};
+use banger_wire::daemon::{Event, Workspace, WorkspaceAsked};
 use banger_wire::error::{ErrorCode, WireError};
 use banger_wire::guest::SessionKind;
 use banger_wire::item::{Item, ItemReader, ItemWriter};
@@ -33,6 +33,8 @@ const PERMISSIONS: u32 = 0o777;
 #[derive(Debug)]
 pub(crate) struct Placement {
     survey: Survey,
+    /// Where its files are.
+    root: PathBuf,
     /// The commit that is checked out.
     head: Option<String>,
     /// What is placed, filled in as it is sent.
@@ -49,7 +51,7 @@ pub(crate) struct Target<'a> {
     pub(crate) id: &'a str,
     pub(crate) socket: &'a Path,
     pub(crate) path: ByteString,
-    pub(crate) readonly: bool,
+    pub(crate) asked: WorkspaceAsked,
     /// What is there may be replaced, but for these.
     pub(crate) replace: Option<Vec<ByteString>>,
 }
@@ -103,7 +105,11 @@ impl Placement {
     ///
     /// # Errors
     /// When the repository can't be read, or the state directory not be written.
-    pub(crate) fn make(survey: Survey, state: &StateDir, branching: &Branching) -> Result<Self, WireError> {
+    pub(crate) fn make(
+        mut survey: Survey,
+        state: &StateDir,
+        branching: &Branching,
+    ) -> Result<Self, WireError> {
         let scratch = Scratch::make(state)?;
         let mut head = None;
         for (number, repository) in survey.repositories.iter().enumerate() {
@@ -113,6 +119,12 @@ impl Placement {
             if number == 0 {
                 head = commit;
             }
+        }
+        let mut root = survey.root.clone();
+        if let (Some(commit), Some(repository)) = (&survey.from, survey.repositories.first()) {
+            root = scratch.path.join("files");
+            metadata::check_out(&repository.git, commit, &root, &scratch.path.join("0"))?;
+            survey.see_again(&root).map_err(|error| failed("could not check the commit out", &error))?;
         }
         let base = Base {
             sha256: match survey.repositories.first() {
@@ -134,7 +146,7 @@ impl Placement {
             };
             write().map_err(|error| failed(format!("could not write to `{}`", kept.display()), &error))?;
         }
-        Ok(Self { survey, head, base, objects, scratch })
+        Ok(Self { survey, root, head, base, objects, scratch })
     }
 }
 
@@ -155,13 +167,14 @@ pub(crate) async fn place(
         mode: placement.survey.mode,
         head: placement.head.clone(),
         placed: now(),
+        asked: target.asked.clone(),
     };
     observe(&Event::Step { label: format!("copy {} files", placement.survey.entries.len()) });
     let total = placement.survey.len();
     let sent = Arc::new(AtomicU64::new(0));
     let mut tick = || observe(&Event::Progress { done: sent.load(Ordering::Relaxed), total: Some(total) });
     let counter = Arc::clone(&sent);
-    let (readonly, replace) = (target.readonly, target.replace.is_some());
+    let (readonly, replace) = (target.asked.readonly, target.replace.is_some());
     let what = SessionKind::Place { path: target.path.clone(), readonly, replace };
     let kept = target.replace.unwrap_or_default();
     let work = move |input, mut output| {
@@ -215,14 +228,14 @@ fn send(
     counter: &AtomicU64,
 ) -> Result<(), WireError> {
     let mut writer = ItemWriter::new(output);
-    let Placement { survey, scratch, objects, base, .. } = placement;
+    let Placement { survey, root, scratch, objects, base, .. } = placement;
     for (number, repository) in survey.repositories.iter().enumerate() {
         let made = scratch.path.join(number.to_string());
         send_tree(&mut writer, &made, &repository.prefix.join(".git"))
             .map_err(|error| failed("could not send the repository", &error))?;
     }
     for entry in &survey.entries {
-        if let Some(file) = send_entry(&mut writer, survey, entry, objects)? {
+        if let Some(file) = send_entry(&mut writer, (survey, root), entry, objects)? {
             base.files.insert(ByteString::from(entry.path.clone()), file);
         }
         counter.fetch_add(entry.len, Ordering::Relaxed);
@@ -280,11 +293,11 @@ fn modified(metadata: &std::fs::Metadata) -> i64 {
 /// Sends one entry as the survey saw it; returns what it was, unless it is a directory.
 fn send_entry(
     writer: &mut ItemWriter<impl Write>,
-    survey: &Survey,
+    (survey, root): (&Survey, &Path),
     entry: &Entry,
     objects: &mut Objects,
 ) -> Result<Option<BaseFile>, WireError> {
-    let full = survey.root.join(&entry.path);
+    let full = root.join(&entry.path);
     let shown = escape(&entry.path.to_string_lossy());
     let path = ByteString::from(entry.path.clone());
     let known = known(survey, Path::new(&entry.path));

@@ -3,7 +3,6 @@
 use crate::config::Config;
 use crate::daemon::Daemon;
 use crate::pull::{ROOTFS_FILE, Wanted, image_name, oci_row, sink, staging};
-use crate::serve::hint_for;
 use crate::store::ImageRow;
 use anyhow::Context as _;
 use banger_image::oci::{Archive, LocalImage, Platform};
@@ -53,8 +52,7 @@ impl Daemon {
             let mut wire = WireError::new(ErrorCode::Failed, format!("could not load `{}`", load.label));
             let cause = WireError::from_error(ErrorCode::Failed, error);
             wire.causes = std::iter::once(cause.message).chain(cause.causes).collect();
-            let hint = "it must be what `docker save`, `podman save`, `skopeo` or `buildah` writes";
-            wire.hinted(hint_for(error, hint))
+            wire.hinted("it must be what `docker save`, `podman save`, `skopeo` or `buildah` writes")
         };
         let _ = events.send(Event::Step { label: format!("read {}", load.label.escape_debug()) });
         // CRASH: what is left of it is removed at the next start.
@@ -104,8 +102,7 @@ impl Daemon {
             let mut wire = WireError::new(ErrorCode::Failed, format!("could not use image `{text}`"));
             let cause = WireError::from_error(ErrorCode::Failed, error);
             wire.causes = std::iter::once(cause.message).chain(cause.causes).collect();
-            let hint = "it must be a directory with an OCI layout, as `skopeo copy … oci:DIR:TAG` writes it";
-            wire.hinted(hint_for(error, hint))
+            wire.hinted("it must be a directory with an OCI layout, as `skopeo copy … oci:DIR:TAG` writes it")
         };
         let (dir, tag) = split_layout(text)?;
         let (limits, platform) = (Config::load()?.limits(), wanted.platform.clone());

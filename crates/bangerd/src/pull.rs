@@ -4,7 +4,6 @@ use crate::config::Config;
 use crate::daemon::{Daemon, now};
 use crate::load::LAYOUT_PREFIX;
 use crate::plan::{Boot, DISK_FILE, Inputs};
-use crate::serve::hint_for;
 use crate::store::{ImageRow, KernelRow, VmRow};
 use crate::{initramfs, plan, vmsock};
 use anyhow::{Context as _, bail};
@@ -252,7 +251,7 @@ impl Daemon {
                 "check its name and that the registry can be reached; {} come from Debian",
                 recipes()
             );
-            WireError::from_error(ErrorCode::Failed, &error).hinted(hint_for(&error, &hint))
+            WireError::from_error(ErrorCode::Failed, &error).hinted(hint)
         };
         let settings = Config::load()?;
         let config = RegistryConfig {

@@ -146,23 +146,7 @@ pub(crate) fn wire_error(error: &anyhow::Error) -> WireError {
     }
     let mut wire = WireError::new(ErrorCode::Failed, error.to_string());
     wire.causes = error.chain().skip(1).map(ToString::to_string).collect();
-    wire.hint = is_for_want_of_room(error.as_ref()).then(|| NO_ROOM.to_owned());
     wire
-}
-
-/// What to do about a full disk.
-const NO_ROOM: &str = "make room, for example with `banger vm prune`; `banger doctor` says on which disk";
-
-fn is_for_want_of_room(error: &(dyn std::error::Error + 'static)) -> bool {
-    std::iter::successors(Some(error), |error| error.source()).any(|error| {
-        let kind = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
-        matches!(kind, Some(std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded))
-    })
-}
-
-/// The hint for an error: its own, unless the cause is a full disk.
-pub(crate) fn hint_for(error: &(dyn std::error::Error + 'static), hint: &str) -> String {
-    if is_for_want_of_room(error) { NO_ROOM } else { hint }.to_owned()
 }
 
 async fn connection(daemon: Arc<Daemon>, stream: UnixStream) {

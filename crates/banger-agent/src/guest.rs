@@ -66,14 +66,19 @@ pub(crate) struct Init {
     pub(crate) is_systemd: bool,
 }
 
+/// Parts this guest from others that its memory was restored to, and brings up its devices. Comes before everything else.
+fn wake(config: &GuestConfig) -> Result<(), Failure> {
+    at("seed random numbers", banger_sys::random::reseed(&config.entropy.0))?;
+    at("set clock", set_clock(config.unix_ns))?;
+    devices::probe_all();
+    Ok(())
+}
+
 /// Assembles the new root and gives this process its identity. Afterwards process 1 may take it over.
 ///
 /// Returns the image's init, when there is one and it is wanted.
 pub(crate) fn configure(config: &GuestConfig) -> Result<Option<Init>, Failure> {
-    // First: until here this guest may be one of several with the same memory.
-    at("seed random numbers", banger_sys::random::reseed(&config.entropy.0))?;
-    at("set clock", set_clock(config.unix_ns))?;
-    devices::probe_all();
+    wake(config)?;
     mount_root(&config.drives, &config.init)?;
     let root = Path::new(NEW_ROOT);
     at("set hostname", rustix::system::sethostname(config.hostname.as_bytes()))?;
@@ -98,8 +103,7 @@ pub(crate) fn configure(config: &GuestConfig) -> Result<Option<Init>, Failure> {
 
 /// Gives a machine with an initrd of the image's own its identity, and follows process 1 to its root filesystem.
 pub(crate) fn configure_handover(config: &GuestConfig) -> Result<(), Failure> {
-    at("set clock", set_clock(config.unix_ns))?;
-    at("seed random numbers", std::fs::write("/dev/urandom", &config.entropy.0))?;
+    wake(config)?;
     at("set hostname", rustix::system::sethostname(config.hostname.as_bytes()))?;
     if let Some(network) = &config.network {
         at("configure network", configure_network(network))?;

@@ -20,8 +20,9 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 
 /// How long a supervisor may take until its socket is there: namespaces and mounts, on a loaded host.
 const SOCKET_WAIT: Duration = Duration::from_secs(20);
-/// How long a supervisor may take to be gone after the vm has ended.
-const GONE_WAIT: Duration = Duration::from_secs(10);
+/// How long a supervisor may take to be gone after the vm has ended. The kernel takes the guest's memory back meanwhile,
+/// which takes seconds on a busy host.
+const GONE_WAIT: Duration = Duration::from_secs(60);
 /// Output of a command that is kept for an error message.
 const OUTPUT_MAX: usize = 8 * 1024;
 

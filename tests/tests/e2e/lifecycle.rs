@@ -79,7 +79,8 @@ fn a_reboot_inside_boots_again() {
     // An init that is only just starting can't be asked yet.
     let script = "until systemctl poweroff --no-block 2>/dev/null; do sleep 0.2; done; sleep 60";
     let output = owner.banger(["exec", "again", "--", "sh", "-c", script]).output().unwrap();
-    assert_eq!(output.status.code(), Some(125), "the vm went away under the command: {}", show(&output));
+    // Whether the init ends the command or the vm goes away under it, the client does not stay.
+    assert!(matches!(output.status.code(), Some(125 | 143)), "{}", show(&output));
     crate::support::wait_for("powered off is stopped", || {
         let vm = owner.json(&["vm", "show", "--json", "again"]);
         if vm["state"] == "stopped" { Ok(()) } else { Err(vm.to_string()) }

@@ -50,6 +50,8 @@ pub(crate) fn run() -> anyhow::Result<()> {
         // A vm keeps a processor busy while it boots; more at once only wait for each other.
         .args(["--test-threads", &std::thread::available_parallelism().map_or(2, |n| n.get()).to_string()])
         .env("BANGER_TEST_STORE", store.path())
+        // Ordinary users' paths often lack the directories of system programs.
+        .env("PATH", format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default()))
         // Some of what a run of tests has in common is there to its end, and nobody's to remove.
         .env("TMPDIR", scratch.path())
         .env("BANGER_FUZZ_SECONDS", FUZZ_SECONDS)

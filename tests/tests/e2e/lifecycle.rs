@@ -1,7 +1,6 @@
 //! Making, stopping, starting and removing vms.
 
 use crate::support::{IMAGE, Owner, has, is_root, run, show, skip};
-use std::process::Command;
 
 #[test]
 fn what_was_written_is_there_after_a_stop() {
@@ -12,9 +11,9 @@ fn what_was_written_is_there_after_a_stop() {
     let vm = owner.json(&["vm", "show", "--json", "keep"]);
     assert_eq!(vm["state"], "stopped");
     let disk = format!("{}/disk.raw", vm["dir"].as_str().unwrap());
-    let checked = Command::new("e2fsck").args(["-fn", &disk]).output().unwrap();
+    let checked = owner.program("e2fsck").args(["-fn", &disk]).output().unwrap();
     assert!(checked.status.success(), "{}", show(&checked));
-    let features = run(Command::new("dumpe2fs").args(["-h", &disk]));
+    let features = run(owner.program("dumpe2fs").args(["-h", &disk]));
     assert!(!features.contains("needs_recovery"), "{features}");
     owner.ok(["vm", "start", "keep"]);
     assert_eq!(owner.ok(["vm", "exec", "keep", "--", "cat", "/root/file"]), "kept\n");

@@ -52,6 +52,7 @@ fn linux_under_firecracker() {
     if !host.exec("modprobe kvm_amd && modprobe tun && test -c /dev/kvm").status.success() {
         return skip("linux_under_firecracker: no KVM in a vm here");
     }
+    // In the outer vm.
     let (bin, state) = ("/usr/local/bin", "/root/.local/state/banger");
     for program in [programs().join("banger"), programs().join("bangerd"), firecracker] {
         let (dir, name) = (program.parent().unwrap(), program.file_name().unwrap());
@@ -101,7 +102,7 @@ fn linux_under_firecracker() {
     let output = host.exec(&format!("banger vm run --rm {shape} -- printf '%s|' 'a b' \"c'd\" ''"));
     assert_eq!(output.stdout, b"a b|c'd||", "{}", show(&output));
     host.ok("for i in $(seq 100); do pgrep firecracker >/dev/null || exit 0; sleep 0.1; done; exit 1");
-    assert_eq!(host.ok("ls .local/state/banger/vms 2>/dev/null || ls /root/.local/state/banger/vms"), "");
+    assert_eq!(host.ok(&format!("ls {state}/vms")), "");
     println!("with {}", run(Command::new("sh").args(["-c", "firecracker --version | head -n 1"])).trim());
     owner.ok(["vm", "delete", "-f", "host"]);
     owner.assert_nothing_left();

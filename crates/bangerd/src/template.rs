@@ -20,7 +20,7 @@ use anyhow::{Context as _, bail};
 use banger_vmm::{Drive, Driver, MachinePlan, NetDevice, NetLink};
 use banger_wire::daemon::Event;
 use banger_wire::guest::GuestConfig;
-use banger_wire::vm::{EndReason, VmEvent, VmRequest};
+use banger_wire::vm::{EndReason, Phase, VmEvent, VmRequest, VmStatus};
 use rustix::fs::OFlags;
 use sha2::{Digest as _, Sha256};
 use std::fs::File;
@@ -92,8 +92,14 @@ impl Daemon {
         let mut connection = vmsock::start(&plan).await?;
         connection.request(VmRequest::Watch).await?;
         let end = loop {
-            if let VmEvent::Ended(end) = connection.event().await?.context("its vm was killed")? {
-                break end;
+            match connection.event().await?.context("its vm was killed")? {
+                VmEvent::Ended(end) => break end,
+                // Its VMM would stay for somebody to look at, and nobody knows of it.
+                VmEvent::State(VmStatus { phase: Phase::Failed { stage, cause }, .. }) => {
+                    bail!("{stage}: {cause}")
+                }
+                VmEvent::State(VmStatus { paused: Some(why), .. }) => bail!("{why}"),
+                _ => {}
             }
         };
         vmsock::wait_gone(&dir).await;

@@ -3,6 +3,7 @@
 //! Everything a vm boots from is made here and nothing here knows what a vm is. Input is untrusted (layers,
 //! packages, indexes); output is a finished ext4 file or a kernel directory that becomes visible by rename.
 
+pub mod blocking;
 pub mod debian;
 pub mod ext4;
 pub mod filesystem;

@@ -10,7 +10,6 @@ use crate::doctor::facts::{Program, user};
 use crate::doctor::leftovers;
 use crate::files::copy_sparse;
 use crate::kvm;
-use crate::lifecycle::lost;
 use crate::load::SPOOL_PREFIX;
 use crate::paths::Paths;
 use crate::plan::{DISK_FILE, SOCKET_FILE};
@@ -149,8 +148,7 @@ impl Daemon {
             } else if matches!(row.state, VmState::Starting | VmState::Running | VmState::Stopping) || row.rm
             {
                 cgroup::remove_of(&dir).await;
-                let end = vmsock::load_end(&dir).unwrap_or_else(lost);
-                self.settle(&row, &end).await?;
+                self.settle(&row, vmsock::load_end(&dir).as_ref()).await?;
             }
         }
         Ok(())
@@ -181,7 +179,7 @@ impl Daemon {
         let config = Config::load()?;
         let known = Arc::clone(&self.kvm);
         // Programs may be asked for their versions, and KVM be tried out.
-        let gathered = tokio::task::spawn_blocking(move || choice::Facts {
+        let gathered = banger_image::blocking::start(move || choice::Facts {
             asked,
             kvm: known.find(),
             qemu: programs::find(Vmm::Qemu, &config),
@@ -322,7 +320,7 @@ impl Daemon {
                 // The filesystem stays as long as it is; growing it is the guest's business.
                 file.set_len(size.max(file.metadata()?.len()))
             };
-            return tokio::task::spawn_blocking(copying).await?.context("copy the image to the vm's disk");
+            return banger_image::blocking::start(copying).await?.context("copy the image to the vm's disk");
         }
         let mut uuid = [0; 16];
         uuid.copy_from_slice(&entropy()?[..16]);

@@ -10,6 +10,7 @@ use crate::load::SPOOL_PREFIX;
 use crate::net::NetPlan;
 use crate::plan::{Boot, DISK_FILE, Inputs, MODULES_FILE, VmPlan, plan};
 use crate::pull::{Build, Wanted, entropy, sink, staging};
+use crate::state::{self, Wish};
 use crate::store::{ImageRow, KernelRow, RUN_AS_BUILD, VmRow};
 use crate::{initramfs, vmsock};
 use anyhow::{Context as _, bail};
@@ -75,7 +76,7 @@ impl Daemon {
                 let staging = tempfile::Builder::new().prefix(".new-").tempdir_in(&beside);
                 let staging = staging.with_context(|| format!("write to `{}`", beside.display()))?;
                 let place = staging.path().to_owned();
-                tokio::task::spawn_blocking(move || write_layout(&place, &tree, &meta, true))
+                banger_image::blocking::start(move || write_layout(&place, &tree, &meta, true))
                     .await?
                     .context("write the layout")?;
                 std::fs::rename(staging.keep(), &layout)
@@ -94,7 +95,7 @@ impl Daemon {
                     std::fs::remove_dir_all(place)?;
                     File::open(dir.join(ARCHIVE_FILE))
                 };
-                let file = tokio::task::spawn_blocking(write).await?.context("write the archive")?;
+                let file = banger_image::blocking::start(write).await?.context("write the archive")?;
                 Ok(Some(Download { file, _dir: spool }))
             }
         }
@@ -112,7 +113,7 @@ impl Daemon {
         let _alone = self.alone(&row).await;
         let row = self.row(row.id.as_str())?;
         let dir = self.paths.vm(row.id.as_str());
-        if vmsock::is_alive(&dir) {
+        if !state::allows(Wish::Commit, row.state, vmsock::is_alive(&dir)) {
             let text = format!("vm `{}` is running", row.name);
             return Err(WireError::new(ErrorCode::Invalid, text)
                 .hinted(format!("stop it with `banger vm stop {}` first", row.name))
@@ -154,7 +155,7 @@ impl Daemon {
             std::fs::remove_file(tree)?;
             anyhow::Ok(LocalImage::in_layout(&layout, None, &platform, &limits)?)
         };
-        let local = tokio::task::spawn_blocking(write).await?.context("use the vm's files")?;
+        let local = banger_image::blocking::start(write).await?.context("use the vm's files")?;
         let kernel = Some(row.kernel).filter(|kernel| kernel != DEFAULT_KERNEL);
         let wanted = Wanted { name: Some(name.clone()), kernel, ..Wanted::default() };
         let _one = self.pulling.lock().await;

@@ -13,10 +13,11 @@ use crate::daemon::{Daemon, check_size, net_mode};
 use crate::net::NetPlan;
 use crate::plan::{Boot, Inputs, MODULES_FILE, plan};
 use crate::pull::entropy;
+use crate::state::{self, Happening, Next, Wish};
 use crate::store::VmRow;
 use crate::{initramfs, vmsock};
 use anyhow::{Context as _, bail};
-use banger_wire::daemon::{Event, Outcome, Pruned, StartedVm, VmSpec, VmState, VmView, VmmChoice, Wait};
+use banger_wire::daemon::{Event, Outcome, Pruned, StartedVm, VmSpec, VmView, VmmChoice, Wait};
 use banger_wire::error::{ErrorCode, WireError};
 use banger_wire::size::Mebibytes;
 use banger_wire::vm::{EndReason, Phase, VmEnd, VmEvent, VmRequest, VmStatus};
@@ -30,6 +31,9 @@ use tokio::sync::watch;
 const INIT_WAIT: Duration = Duration::from_secs(120);
 /// How long a vm may take to end beyond the grace it was given.
 const END_WAIT: Duration = Duration::from_secs(30);
+
+/// What is said of a vm that has not said how it ended.
+const LOST: &str = "its supervisor was killed, or the machine went down";
 
 type Phases = watch::Receiver<Option<VmStatus>>;
 
@@ -108,7 +112,7 @@ impl Daemon {
         // It may be gone by now, or run.
         let row = self.row(row.id.as_str())?;
         let dir = self.paths.vm(row.id.as_str());
-        if vmsock::is_alive(&dir) {
+        if !state::allows(Wish::Start, row.state, vmsock::is_alive(&dir)) {
             let text = format!("vm `{}` is running already", row.name);
             return Err(WireError::new(ErrorCode::Invalid, text).into());
         }
@@ -142,7 +146,7 @@ impl Daemon {
         });
         let template = self.use_template(&mut plan, events).await;
         let _ = events.send(Event::Step { label: format!("boot {}", row.name) });
-        self.store.set_state(&row.id, VmState::Starting, None)?;
+        self.note(&row, Happening::Launched)?;
         match vmsock::start(&plan).await {
             Ok(connection) => {
                 let (tell, phases) = watch::channel(None);
@@ -150,7 +154,11 @@ impl Daemon {
                 Ok((phases, template))
             }
             Err(error) => {
-                self.store.set_state(&row.id, VmState::Error, Some(&format!("{error:#}")))?;
+                // What was to be started may be there all the same.
+                if let Err(error) = vmsock::end(&self.paths.vm(row.id.as_str())).await {
+                    tracing::warn!("vm {}: {error:#}", row.name);
+                }
+                self.note(&row, Happening::NotLaunched(&format!("{error:#}")))?;
                 Err(error)
             }
         }
@@ -166,8 +174,8 @@ impl Daemon {
     }
 
     fn ended_early(&self, row: &VmRow) -> anyhow::Error {
-        let end = vmsock::load_end(&self.paths.vm(row.id.as_str())).unwrap_or_else(lost);
-        unreachable(row, &end.detail)
+        let end = vmsock::load_end(&self.paths.vm(row.id.as_str()));
+        unreachable(row, end.as_ref().map_or(LOST, |end| &end.detail))
     }
 
     /// Follows a vm found running.
@@ -200,9 +208,9 @@ impl Daemon {
         if !vmsock::is_alive(&dir) {
             cgroup::remove_of(&dir).await;
             self.running().remove(row.id.as_str());
-            let end = end.or_else(|| vmsock::load_end(&dir)).unwrap_or_else(lost);
+            let end = end.or_else(|| vmsock::load_end(&dir));
             // Whoever waits for the boot reads the end from the disk, so the vm's files stay until then.
-            if let Err(error) = self.settle(&row, &end).await {
+            if let Err(error) = self.settle(&row, end.as_ref()).await {
                 tracing::error!("vm {}: {error:#}", row.name);
             }
         }
@@ -223,12 +231,11 @@ impl Daemon {
                 VmEvent::State(mut status) => {
                     let inside = status.vmm_pid.zip(connection.supervisor);
                     status.vmm_pid = inside.and_then(|(pid, parent)| vmsock::outside_pid(parent, pid));
-                    let state = state_of(&status.phase);
-                    if written.as_ref() != Some(&state) {
-                        if let Err(error) = self.store.set_state(&row.id, state.0, state.1.as_deref()) {
+                    if written.as_ref() != Some(&status.phase) {
+                        if let Err(error) = self.note(row, Happening::Told(&status.phase)) {
                             tracing::error!("vm {}: {error:#}", row.name);
                         }
-                        written = Some(state);
+                        written = Some(status.phase.clone());
                     }
                     self.running().insert(row.id.to_string(), status.clone());
                     tell.send_replace(Some(status));
@@ -240,15 +247,26 @@ impl Daemon {
         None
     }
 
-    /// Writes down how a vm ended; one made with `--rm` goes, unless it never came up. Nobody else may act on the vm.
-    pub(crate) async fn settle(&self, row: &VmRow, end: &VmEnd) -> anyhow::Result<()> {
-        tracing::info!("vm {}: {}", row.name, end.detail);
-        if row.rm && end.reason != EndReason::Failed {
-            return self.release(row).await;
+    /// Writes down what happened to a vm. Returns what it calls for: one that is to go is still there.
+    fn note(&self, row: &VmRow, happening: Happening<'_>) -> anyhow::Result<Next> {
+        let row = self.row(row.id.as_str())?;
+        let next = state::next(row.state, row.rm, happening);
+        if let Next::Becomes(state, error) = &next
+            && (*state, error) != (row.state, &row.error)
+        {
+            self.store.set_state(&row.id, *state, error.as_deref())?;
         }
-        let failed = end.reason == EndReason::Failed;
-        let state = if failed { VmState::Error } else { VmState::Stopped };
-        self.store.set_state(&row.id, state, failed.then_some(end.detail.as_str()))
+        Ok(next)
+    }
+
+    /// Writes down how a vm ended, if it has said so; one made with `--rm` goes, unless it never came up. Nobody else may
+    /// act on the vm.
+    pub(crate) async fn settle(&self, row: &VmRow, end: Option<&VmEnd>) -> anyhow::Result<()> {
+        tracing::info!("vm {}: {}", row.name, end.map_or(LOST, |end| &end.detail));
+        match self.note(row, end.map_or(Happening::Lost, Happening::Ended))? {
+            Next::Goes => self.release(row).await,
+            Next::Stays | Next::Becomes(..) => Ok(()),
+        }
     }
 
     /// Removes a vm, whatever it is doing.
@@ -301,14 +319,14 @@ impl Daemon {
         if vmsock::is_alive(&dir) {
             bail!("vm `{}` has not ended", row.name);
         }
-        let end = ended.or_else(|| vmsock::load_end(&dir)).unwrap_or_else(lost);
+        let end = ended.or_else(|| vmsock::load_end(&dir));
         if self.row(row.id.as_str()).is_ok() {
-            self.settle(&row, &end).await?;
+            self.settle(&row, end.as_ref()).await?;
         }
-        if end.reason == EndReason::Failed {
-            bail!("vm `{}` did not end in order: {}", row.name, end.detail);
+        match end.filter(|end| end.reason == EndReason::Failed) {
+            Some(end) => bail!("vm `{}` did not end in order: {}", row.name, end.detail),
+            None => Ok(Outcome::Done),
         }
-        Ok(Outcome::Done)
     }
 
     /// Changes what a vm has from its next start on.
@@ -320,7 +338,7 @@ impl Daemon {
     ) -> anyhow::Result<Outcome> {
         let _alone = self.alone(&self.row(reference)?).await;
         let row = self.row(reference)?;
-        if vmsock::is_alive(&self.paths.vm(row.id.as_str())) {
+        if !state::allows(Wish::Change, row.state, vmsock::is_alive(&self.paths.vm(row.id.as_str()))) {
             let text =
                 format!("vm `{}` is running, and has its processors and memory from its start", row.name);
             return Err(WireError::new(ErrorCode::Invalid, text)
@@ -336,7 +354,8 @@ impl Daemon {
     pub(crate) async fn delete(&self, reference: &str, force: bool) -> anyhow::Result<Outcome> {
         let row = self.row(reference)?;
         let _alone = self.alone(&row).await;
-        if !force && vmsock::is_alive(&self.paths.vm(row.id.as_str())) {
+        let alive = vmsock::is_alive(&self.paths.vm(row.id.as_str()));
+        if !force && !state::allows(Wish::Delete, row.state, alive) {
             return Err(WireError::new(ErrorCode::Invalid, format!("vm `{}` is running", row.name))
                 .hinted(format!(
                     "stop it with `banger vm stop {0}` first, or use `banger vm delete --force {0}`",
@@ -350,10 +369,8 @@ impl Daemon {
 
     /// Removes every vm that does not run. One whose boot failed counts as such, even if its VMM is still there.
     pub(crate) async fn prune(&self, dry_run: bool) -> anyhow::Result<Outcome> {
-        let idle = |row: &VmRow| match row.state {
-            VmState::Running | VmState::Starting | VmState::Stopping => false,
-            VmState::Error => true,
-            VmState::Created | VmState::Stopped => !vmsock::is_alive(&self.paths.vm(row.id.as_str())),
+        let idle = |row: &VmRow| {
+            state::allows(Wish::Prune, row.state, vmsock::is_alive(&self.paths.vm(row.id.as_str())))
         };
         let mut vms: Vec<VmView> = Vec::new();
         for row in self.store.vms()?.into_iter().filter(|row| idle(row)) {
@@ -382,23 +399,6 @@ async fn settled(phases: &mut Phases) -> Option<VmStatus> {
     settled.await.ok().and_then(|status| status.clone())
 }
 
-/// What a phase is in the store, and its error.
-fn state_of(phase: &Phase) -> (VmState, Option<String>) {
-    match phase {
-        Phase::Preparing | Phase::Booting | Phase::Configuring => (VmState::Starting, None),
-        Phase::Ready | Phase::InitReady => (VmState::Running, None),
-        Phase::Stopping => (VmState::Stopping, None),
-        Phase::Failed { stage, cause } => (VmState::Error, Some(format!("{stage}: {cause}"))),
-    }
-}
-
-pub(crate) fn lost() -> VmEnd {
-    VmEnd {
-        reason: EndReason::Killed,
-        detail: "its supervisor was killed, or the machine went down".to_owned(),
-    }
-}
-
 fn unreachable(row: &VmRow, cause: &str) -> anyhow::Error {
     let mut error = WireError::new(ErrorCode::Unreachable, format!("could not start vm `{}`", row.name));
     error.causes.push(cause.to_owned());
@@ -408,16 +408,4 @@ fn unreachable(row: &VmRow, cause: &str) -> anyhow::Error {
             "it was kept: `banger vm logs {name}`, `banger vm show {name}`, `banger vm delete --force {name}`"
         ))
         .into()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{Phase, VmState, state_of};
-
-    #[test]
-    fn a_failed_boot_is_an_error_with_its_cause() {
-        let failed = Phase::Failed { stage: "agent silent".to_owned(), cause: "no word".to_owned() };
-        assert_eq!(state_of(&failed), (VmState::Error, Some("agent silent: no word".to_owned())));
-        assert_eq!(state_of(&Phase::Ready), (VmState::Running, None));
-    }
 }

@@ -64,7 +64,7 @@ impl Daemon {
             let (dir, limits, stop) = (spool.path().to_owned(), limits.clone(), Arc::clone(&cancelled.0));
             let mut input = Uploaded::new(upload, load.size, events.clone());
             let spooling =
-                tokio::task::spawn_blocking(move || Archive::spool(&mut input, &dir, &limits, &stop));
+                banger_image::blocking::start(move || Archive::spool(&mut input, &dir, &limits, &stop));
             spooling.await.context("read the archive")?.map_err(|error| failed(&error))?
         };
         let images = LocalImage::in_archive(&archive, load.wanted.as_deref(), &Platform::host(), &limits)
@@ -106,7 +106,7 @@ impl Daemon {
         };
         let (dir, tag) = split_layout(text)?;
         let (limits, platform) = (Config::load()?.limits(), wanted.platform.clone());
-        let found = tokio::task::spawn_blocking(move || {
+        let found = banger_image::blocking::start(move || {
             LocalImage::in_layout(&dir, tag.as_deref(), &platform, &limits)
         });
         let image = found.await.context("look at the directory")?.map_err(|error| failed(&error))?;

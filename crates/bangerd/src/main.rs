@@ -19,6 +19,7 @@ mod pull;
 mod register;
 mod serve;
 mod setup;
+mod state;
 mod store;
 mod supervise;
 mod template;

@@ -214,7 +214,7 @@ impl Daemon {
         let summary = {
             let (path, sink, name) =
                 (rootfs.clone(), sink_clone(events), format!("{} {digest}", recipe.name));
-            let written = tokio::task::spawn_blocking(move || write_rootfs(&set, &path, &name, &sink));
+            let written = banger_image::blocking::start(move || write_rootfs(&set, &path, &name, &sink));
             written.await.context("unpack the packages")??
         };
         let staging = self
@@ -314,7 +314,7 @@ impl Daemon {
         let _ = events.send(Event::Step { label: format!("write {}", row.name) });
         let path = staging.path().join(row.rootfs_file());
         row.size_bytes = std::fs::metadata(&path).context("look at the new image")?.len();
-        let hashed = tokio::task::spawn_blocking(move || sha256_of(&path));
+        let hashed = banger_image::blocking::start(move || sha256_of(&path));
         row.sha256 = hashed.await.context("read the new image")?.context("read the new image")?;
         if row.digest.is_empty() {
             row.digest = format!("sha256:{}", row.sha256);

@@ -60,7 +60,7 @@ impl Daemon {
         let dir = staging(&self.paths.state.join("images"))?;
         let (place, rootfs) = (dir.path().to_owned(), PathBuf::from(&files.rootfs));
         let has_initrd = files.initrd.is_some();
-        let copying = tokio::task::spawn_blocking(move || copy_rootfs(&rootfs, &place, has_initrd));
+        let copying = banger_image::blocking::start(move || copy_rootfs(&rootfs, &place, has_initrd));
         let filesystem = copying.await.context("copy the filesystem")??;
         if let Some(initrd) = &files.initrd {
             copy_initrd(Path::new(initrd), &dir.path().join(INITRD_FILE))?;
@@ -147,7 +147,7 @@ impl Daemon {
         let staging = staging(&self.paths.state.join("kernels"))?;
         let (place, own_name) = (staging.path().to_owned(), name.to_owned());
         let shown = found.kernel.display().to_string();
-        let made = tokio::task::spawn_blocking(move || found.import(&own_name, &place));
+        let made = banger_image::blocking::start(move || found.import(&own_name, &place));
         let meta = made.await.context("unpack the kernel")?.map_err(|error| explain(&shown, &error))?;
         Ok((staging, kernel_row(meta)))
     }

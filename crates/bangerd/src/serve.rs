@@ -56,22 +56,24 @@ const UPLOAD_PIECES: usize = 8;
 /// Runs the daemon. What it has to say to whoever started it goes to `ready`, which is then closed.
 pub(crate) fn run(ready: Option<File>) -> anyhow::Result<()> {
     let mut ready = ready;
-    let begun = begin();
-    let (lock, daemon, listener) = match begun {
-        Ok(Some(begun)) => begun,
+    let served = serve(&mut ready);
+    if let Err(error) = &served {
+        // Whoever started it has heard of success, or hears of this.
+        tell(&mut ready, &format!("error: {}\n", serde_json::to_string(&wire_error(error))?))?;
+    }
+    served
+}
+
+fn serve(ready: &mut Option<File>) -> anyhow::Result<()> {
+    let Some((lock, daemon, listener)) = begin()? else {
         // Another daemon serves this state directory: for the caller that is as good.
-        Ok(None) => return tell(&mut ready, "ready\n"),
-        Err(error) => {
-            let text = serde_json::to_string(&wire_error(&error))?;
-            tell(&mut ready, &format!("error: {text}\n"))?;
-            return Err(error);
-        }
+        return tell(ready, "ready\n");
     };
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let runtime = runtime()?;
     runtime.block_on(async {
         let listener = UnixListener::from_std(listener)?;
         daemon.reconcile().await?;
-        tell(&mut ready, "ready\n")?;
+        tell(ready, "ready\n")?;
         drop(ready.take());
         tracing::info!("serving, build {BUILD}");
         loop {
@@ -95,6 +97,20 @@ pub(crate) fn run(ready: Option<File>) -> anyhow::Result<()> {
     runtime.shutdown_background();
     drop(lock);
     Ok(())
+}
+
+/// Makes what runs the daemon's tasks. It panics when there is no thread or descriptor for it, which becomes an error here.
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| {}));
+    let build = || tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let built = std::panic::catch_unwind(build);
+    std::panic::set_hook(hook);
+    let built = built.map_err(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        anyhow::anyhow!(text.unwrap_or_else(|| "no threads".to_owned()))
+    });
+    built.context("start the daemon's threads")?.context("start the daemon's threads")
 }
 
 fn tell(ready: &mut Option<File>, text: &str) -> anyhow::Result<()> {

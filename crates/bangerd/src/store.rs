@@ -129,6 +129,10 @@ impl Store {
     pub(crate) fn open(path: &Path) -> anyhow::Result<Self> {
         let mut connection =
             Connection::open(path).with_context(|| format!("open the store `{}`", path.display()))?;
+        // What can't be opened for writing is opened for reading, silently.
+        if connection.is_readonly(rusqlite::MAIN_DB)? {
+            bail!("the store `{}` can't be written", path.display());
+        }
         connection.execute_batch(
             "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;",
         )?;

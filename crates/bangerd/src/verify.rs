@@ -110,7 +110,7 @@ impl Daemon {
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> anyhow::Result<T> {
-    tokio::task::spawn_blocking(work).await.context("read the store")
+    banger_image::blocking::start(work).await.context("read the store")
 }
 
 fn check(name: String, found: Result<String, String>, hint: &str) -> Check {

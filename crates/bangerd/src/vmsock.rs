@@ -135,7 +135,7 @@ pub(crate) async fn start(plan: &VmPlan) -> anyhow::Result<Connection> {
     banger_sys::child::new_session(&mut command, None, None);
     let mut child = command.spawn().context("start the supervisor")?;
     // It splits within milliseconds; what was started here ends then.
-    let status = tokio::task::spawn_blocking(move || child.wait()).await??;
+    let status = banger_image::blocking::start(move || child.wait()).await??;
     if !status.success() {
         bail!("the supervisor did not start: {}", last_words(dir));
     }

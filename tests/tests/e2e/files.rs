@@ -364,7 +364,9 @@ fn an_image_goes_out_and_comes_back() {
         };
         let line = |line: &str| line.split_whitespace().skip(1).collect::<Vec<_>>().join(" ");
         let mut lines: Vec<String> = text.lines().filter(kept).map(line).collect();
-        lines.retain(|line| line.contains("100") || line.contains("120") || line.contains("ID="));
+        // Plain files and links; how long a directory is, is ext4's own affair.
+        let told = |line: &str| line.starts_with("100") || line.starts_with("120") || line.contains("ID=");
+        lines.retain(|line| told(line));
         lines.sort();
         lines.join("\n")
     };

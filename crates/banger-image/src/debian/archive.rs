@@ -157,7 +157,7 @@ impl Archive {
         sink(Progress::Step { label: "fetch the package indexes".into() });
         let wanted: Vec<Wanted> = suites.iter().map(|suite| suite.packages.clone()).collect();
         let paths = self.fetcher.fetch_all(&wanted, sink).await?;
-        let index = tokio::task::spawn_blocking(move || read_indexes(&suites, &paths)).await;
+        let index = crate::blocking::start(move || read_indexes(&suites, &paths)).await;
         Ok((index.map_err(|_| ArchiveError::Interrupted)??, bases))
     }
 

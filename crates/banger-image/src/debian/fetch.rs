@@ -252,7 +252,7 @@ impl Fetcher {
             other => other?,
         };
         let path = path.to_owned();
-        let hash = tokio::task::spawn_blocking(move || hash_file(&mut File::open(path)?)).await;
+        let hash = crate::blocking::start(move || hash_file(&mut File::open(path)?)).await;
         Ok(hash.map_err(io::Error::other)?? == file.sha256)
     }
 

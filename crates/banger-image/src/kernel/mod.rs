@@ -214,7 +214,7 @@ impl KernelPull {
         let deb = paths.into_iter().next().ok_or(KernelError::Interrupted)?;
         sink(Progress::Step { label: "unpack the kernel".into() });
         let (dir, name, package) = (dir.to_owned(), self.name, self.package);
-        let built = tokio::task::spawn_blocking(move || build(&deb, &name, &package, &dir)).await;
+        let built = crate::blocking::start(move || build(&deb, &name, &package, &dir)).await;
         built.map_err(|_| KernelError::Interrupted)?
     }
 }

@@ -136,14 +136,14 @@ async fn is_whole(wanted: &Descriptor, path: &Path) -> io::Result<bool> {
         other => other?,
     };
     let (path, digest) = (path.to_owned(), wanted.digest.clone());
-    let same = tokio::task::spawn_blocking(move || digest.is_of_file(&path)).await;
+    let same = crate::blocking::start(move || digest.is_of_file(&path)).await;
     same.map_err(io::Error::other)?
 }
 
 /// Opens the beginning that is there and hashes it, which takes a while when it is long.
 async fn open_part(dir: PathBuf, digest: Digest) -> io::Result<Partial> {
     let open = move || Partial::open_as(digest.algorithm(), &dir, digest.hex());
-    tokio::task::spawn_blocking(open).await.map_err(io::Error::other)?
+    crate::blocking::start(open).await.map_err(io::Error::other)?
 }
 
 async fn fetch_once(

@@ -175,7 +175,7 @@ impl LocalImage {
         let cancelled = Arc::new(AtomicBool::new(false));
         let _cancel = SetOnDrop(Arc::clone(&cancelled));
         let (image, rootfs) = (self.clone(), rootfs.to_owned());
-        let written = tokio::task::spawn_blocking(move || image.write(&rootfs, &cancelled)).await;
+        let written = crate::blocking::start(move || image.write(&rootfs, &cancelled)).await;
         written.map_err(|_| LocalError::Interrupted)?
     }
 

@@ -183,7 +183,7 @@ impl OciPull {
         let arrivals = Arc::new(Arrivals::new(count));
         let _cancel = CancelOnDrop(&arrivals);
         let total = self.compressed_bytes();
-        let mut writing = tokio::task::spawn_blocking(self.writer(rootfs, &arrivals));
+        let mut writing = crate::blocking::start(self.writer(rootfs, &arrivals));
         let mut downloads = JoinSet::new();
         let mut queue = self.unique_layers();
         let mut failed = None;

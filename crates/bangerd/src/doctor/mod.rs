@@ -60,7 +60,7 @@ pub(crate) async fn run(
 /// Gathers the facts beside the daemon's other work: programs are asked for their versions.
 pub(crate) async fn gather(daemon: &Arc<Daemon>) -> anyhow::Result<Facts> {
     let daemon = Arc::clone(daemon);
-    Ok(tokio::task::spawn_blocking(move || facts::gather(&daemon)).await?)
+    Ok(banger_image::blocking::start(move || facts::gather(&daemon)).await?)
 }
 
 /// Mends what can be; returns the names of checks with what was done or what went wrong.

@@ -68,7 +68,11 @@ pub(crate) fn run(dir: &Path) -> anyhow::Result<()> {
     if namespace::fork().context("start process 1 of the vm")?.is_some() {
         return Ok(());
     }
-    let end = match supervise(&plan, disk.as_raw_fd()) {
+    let (place, done) = match enter(&plan) {
+        Ok(()) => (Path::new(root::VM_DIR), supervise(&plan, disk.as_raw_fd())),
+        Err(error) => (dir, Err(error)),
+    };
+    let end = match done {
         Ok(Some(end)) => end,
         // This was the process that starts `pasta`.
         Ok(None) => return Ok(()),
@@ -77,7 +81,7 @@ pub(crate) fn run(dir: &Path) -> anyhow::Result<()> {
             VmEnd { reason: EndReason::Failed, detail: causes.join(": ") }
         }
     };
-    save_end(&end).context("write how the vm ended")?;
+    save_end(place, &end).with_context(|| format!("write how the vm ended ({})", end.detail))?;
     drop(disk);
     Ok(())
 }
@@ -95,12 +99,15 @@ fn lock(disk: &OwnedFd) -> rustix::io::Result<()> {
     }
 }
 
-fn supervise(plan: &VmPlan, disk: RawFd) -> anyhow::Result<Option<VmEnd>> {
+/// Leaves the host's files behind, if that has not been done.
+fn enter(plan: &VmPlan) -> anyhow::Result<()> {
     if plan.run_as.is_some() {
-        root::mount_proc().context("mount /proc")?;
-    } else {
-        root::enter(plan, root::Proc::Own).context("build the vm's private root")?;
+        return root::mount_proc().context("mount /proc");
     }
+    root::enter(plan, root::Proc::Own).context("build the vm's private root")
+}
+
+fn supervise(plan: &VmPlan, disk: RawFd) -> anyhow::Result<Option<VmEnd>> {
     rustix::process::umask(Mode::from_raw_mode(0o077));
     let starter = match starter::split(plan.net.pasta.as_ref())? {
         Split::First(socket) => socket,
@@ -115,8 +122,7 @@ fn supervise(plan: &VmPlan, disk: RawFd) -> anyhow::Result<Option<VmEnd>> {
 }
 
 /// Visible whole or not at all.
-fn save_end(end: &VmEnd) -> anyhow::Result<()> {
-    let dir = Path::new(root::VM_DIR);
+fn save_end(dir: &Path, end: &VmEnd) -> anyhow::Result<()> {
     let new = dir.join("end.json.new");
     std::fs::write(&new, serde_json::to_vec(end)?)?;
     File::open(&new)?.sync_all()?;

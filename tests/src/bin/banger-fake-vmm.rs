@@ -1,0 +1,111 @@
+//! What runs a vm in the simulation, in QEMU's place.
+//!
+//! It takes QEMU's arguments, makes the two sockets these name, and is on them what QEMU and the guest's agent are: it
+//! greets, is configured, runs the commands `true` and `exit N`, and ends when it is asked to shut down. It has no
+//! processor, no disk and no network; it holds the vm's disk open, as it was given it. What it is good for is the host's
+//! side of a vm, thousands of times.
+
+use banger_wire::exec::{ExitStatus, SessionEvent};
+use banger_wire::frame::{Decoder, Frame, Kind, MESSAGE_LEN_MAX, SYNC};
+use banger_wire::guest::{GENERATION, GuestMessage, Hello, HostMessage, SessionKind};
+use std::io::{self, BufRead as _, BufReader, Read as _, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+
+/// As much of QEMU's greeting as anybody reads.
+const GREETING: &str = r#"{"QMP": {"version": {}, "capabilities": []}}"#;
+
+fn main() -> io::Result<()> {
+    let args: Vec<String> = std::env::args().collect();
+    let value = |flag: &str| args.windows(2).find(|pair| pair[0] == flag).map(|pair| pair[1].as_str());
+    let agent =
+        value("-chardev").and_then(|text| text.split(',').find_map(|part| part.strip_prefix("path=")));
+    let control = value("-qmp").and_then(|text| text.strip_prefix("unix:")?.split(',').next());
+    let (Some(agent), Some(control)) = (agent, control) else {
+        return Err(io::Error::other("arguments as for a vm, please"));
+    };
+    let (agent, control) = (UnixListener::bind(agent)?, UnixListener::bind(control)?);
+    std::thread::spawn(move || control.accept().and_then(|(stream, _)| monitor(stream)));
+    io::stdout().write_all(b"a machine that is none\n")?;
+    Guest { stream: agent.accept()?.0 }.run()
+}
+
+/// Answers every command with nothing.
+fn monitor(mut stream: UnixStream) -> io::Result<()> {
+    writeln!(stream, "{GREETING}")?;
+    let lines = BufReader::new(stream.try_clone()?).lines();
+    for line in lines {
+        line?;
+        writeln!(stream, "{{\"return\": {{}}}}")?;
+    }
+    Ok(())
+}
+
+struct Guest {
+    stream: UnixStream,
+}
+
+impl Guest {
+    fn run(mut self) -> io::Result<()> {
+        let hello =
+            Hello { generation: GENERATION, kernel: "none".to_owned(), uptime_ms: 0, timings: Vec::new() };
+        self.say(&GuestMessage::Hello(hello))?;
+        let mut decoder = Decoder::resyncing(MESSAGE_LEN_MAX);
+        let mut bytes = [0; 4096];
+        loop {
+            while let Some(frame) = decoder.next_frame().map_err(io::Error::other)? {
+                if frame.session == 0 && frame.kind == Kind::Message {
+                    let message = frame.parse().map_err(io::Error::other)?;
+                    if !self.answer(message)? {
+                        return Ok(());
+                    }
+                }
+            }
+            let len = self.stream.read(&mut bytes)?;
+            if len == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            decoder.push(&bytes[..len]);
+        }
+    }
+
+    /// Returns false when that was the last word.
+    fn answer(&mut self, message: HostMessage) -> io::Result<bool> {
+        match message {
+            HostMessage::Configure(_) => {
+                self.say(&GuestMessage::Configured { boot_id: "none".to_owned(), timings: Vec::new() })?;
+                self.say(&GuestMessage::InitReady)?;
+            }
+            HostMessage::Open { session, what: SessionKind::Exec(spec) } => {
+                let words: Vec<_> = spec.argv.iter().map(|word| String::from_utf8_lossy(&word.0)).collect();
+                let code = match &words[..] {
+                    [program, code] if program == "exit" => code.parse().unwrap_or(1),
+                    _ => 0,
+                };
+                for event in [SessionEvent::Started { pid: 1 }, SessionEvent::Exited(ExitStatus::Code(code))]
+                {
+                    self.send(&Frame::message(session, &event).map_err(io::Error::other)?)?;
+                }
+                self.send(&Frame::close(session))?;
+            }
+            HostMessage::Ping { seq } => self.say(&GuestMessage::Pong { seq })?,
+            HostMessage::Sync => self.say(&GuestMessage::Synced)?,
+            HostMessage::Shutdown { reboot } => {
+                self.say(&GuestMessage::GoingDown { reboot })?;
+                return Ok(false);
+            }
+            HostMessage::Open { .. } | HostMessage::Heartbeat { .. } => {}
+        }
+        Ok(true)
+    }
+
+    fn say(&mut self, message: &GuestMessage) -> io::Result<()> {
+        self.stream.write_all(&SYNC)?;
+        self.send(&Frame::message(0, message).map_err(io::Error::other)?)
+    }
+
+    fn send(&mut self, frame: &Frame) -> io::Result<()> {
+        let mut bytes = Vec::new();
+        frame.encode(&mut bytes);
+        self.stream.write_all(&bytes)
+    }
+}

@@ -274,7 +274,7 @@ impl Daemon {
                 sink(Progress::Bytes { done, total: None });
             }
             // A slow disk holds up one of the daemon's threads, and with it the guest.
-            tokio::task::block_in_place(|| file.write_all(bytes)).context("write what the vm sends")
+            file.write_all(bytes).context("write what the vm sends")
         };
         let read = vmsock::stream(&plan.dir, SessionKind::ExportTree(what), take).await;
         read.context("read the files")?;

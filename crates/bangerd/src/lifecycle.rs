@@ -249,7 +249,10 @@ impl Daemon {
 
     /// Writes down what happened to a vm. Returns what it calls for: one that is to go is still there.
     fn note(&self, row: &VmRow, happening: Happening<'_>) -> anyhow::Result<Next> {
-        let row = self.row(row.id.as_str())?;
+        let Some(row) = self.store.vms()?.into_iter().find(|now| now.id == row.id) else {
+            // Removed meanwhile.
+            return Ok(Next::Stays);
+        };
         let next = state::next(row.state, row.rm, happening);
         if let Next::Becomes(state, error) = &next
             && (*state, error) != (row.state, &row.error)
@@ -282,7 +285,10 @@ impl Daemon {
         cgroup::remove_of(&dir).await;
         // CRASH: files without a row are removed at the next start; a row is only ever deleted after its files.
         for dir in [self.paths.workspace(row.id.as_str()), dir] {
-            match std::fs::remove_dir_all(&dir) {
+            let place = dir.clone();
+            // A large disk takes a while to go.
+            let removed = banger_image::blocking::start(move || std::fs::remove_dir_all(place)).await?;
+            match removed {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                     return Err(error).with_context(|| format!("remove `{}`", dir.display()));
                 }

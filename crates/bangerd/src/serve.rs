@@ -99,11 +99,15 @@ fn serve(ready: &mut Option<File>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Makes what runs the daemon's tasks. It panics when there is no thread or descriptor for it, which becomes an error here.
+/// Makes what runs the daemon's tasks: one thread, beside this one. What takes long has [threads of its
+/// own](banger_image::blocking).
+///
+/// It panics when there is no thread or descriptor for it, which becomes an error here. Without one for a second worker it
+/// would not even say so, and leave that worker's tasks to nobody.
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| {}));
-    let build = || tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let build = || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
     let built = std::panic::catch_unwind(build);
     std::panic::set_hook(hook);
     let built = built.map_err(|panic| {

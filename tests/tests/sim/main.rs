@@ -11,11 +11,7 @@
 //! As a rule each step crashes once and fails once, the first time it is done. With `BANGER_SIM=full` also the last time,
 //! and the host goes down at each. `BANGER_SIM_ONLY` picks operations, and `BANGER_SIM_STEP` steps, by a part of their name.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::disallowed_methods,
-    reason = "tests run programs, and stop at what goes wrong"
-)]
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, clippy::print_stdout, reason = "a test")]
 
 #[path = "../e2e/support.rs"]
 #[allow(dead_code, reason = "the end-to-end tests need more of it")]
@@ -40,6 +36,9 @@ fn nothing_is_lost_or_left_whatever_fails() {
         return support::skip(
             "qemu-system-x86_64 is not on the path, and is what the simulation's VMM is put over",
         );
+    }
+    if !world::is_inside("nothing_is_lost_or_left_whatever_fails") {
+        return;
     }
     let only = std::env::var("BANGER_SIM_ONLY").unwrap_or_default();
     let scenarios = SCENARIOS.iter().filter(|scenario| scenario.name.contains(&only));

@@ -83,9 +83,10 @@ pub(crate) const SCENARIOS: [Scenario; 10] = [
         stocked: true,
         before: CREATE,
         // What an owner comes back to: a vm that runs, and one that was cut off.
-        running: "banger vm run -d --name two --image debian-bookworm-slim; banger vm start one;
-                  pkill -9 -u $(id -u) -f 'bangerd serve';
-                  pkill -9 -u $(id -u) -o -f 'bangerd supervise'; mkdir ~/.local/state/banger/vms/.new-left",
+        running:
+            "banger vm run -d --name two --image debian-bookworm-slim; banger vm start one;
+                  pkill -9 -u $(id -u) -f '[b]angerd serve';
+                  pkill -9 -u $(id -u) -o -f '[b]angerd supervise'; mkdir ~/.local/state/banger/vms/.new-left",
         does: "banger vm list",
         promise: |_| Ok(()),
     },

@@ -1,14 +1,13 @@
 //! An owner for the simulation: state that is as prepared before each attempt, and what must hold after it.
 
 use crate::scenario::Scenario;
-use crate::support::{self, Owner, is_root, programs, run, show, wait_for};
+use crate::support::{self, Owner, is_root, run, show, wait_for};
 use crate::tracer::{ARMED, Fault, Kind, Trace, trace};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output};
-use std::sync::OnceLock;
 
 /// What the programs say when they break instead of failing.
 const PANICKED: &str = "panicked at";
@@ -39,7 +38,7 @@ impl World {
             "set -e\n{warm}\n{}\nbanger daemon stop; mv .local/state/banger prepared",
             scenario.before
         );
-        let output = world.in_private(&before, false).output().unwrap();
+        let output = world.script(&before, false).output().unwrap();
         assert!(output.status.success(), "{}: {}", scenario.name, show(&output));
         world
     }
@@ -55,7 +54,7 @@ impl World {
         };
         let is_error = fault.as_ref().is_some_and(|fault| fault.kind == Kind::Error);
         let script = format!("{}\ntouch {ARMED}\nexec {}", self.scenario.running, self.scenario.does);
-        let mut command = self.in_private(&script, true);
+        let mut command = self.script(&script, true);
         let at = |name: &str| File::create(self.owner.home().join(name)).unwrap();
         command.stdout(at("said")).stderr(at("complained"));
         let is_down = fault.as_ref().is_some_and(|fault| fault.kind == Kind::Down);
@@ -125,9 +124,9 @@ impl World {
             )?;
         } else {
             self.ok(&["image", "verify"])?;
-            let again = self.in_private(self.scenario.does, false).output().unwrap();
+            let again = self.script(self.scenario.does, false).output().unwrap();
             let done =
-                String::from_utf8_lossy(&again.stderr).contains("no image named") || again.status.success();
+                String::from_utf8_lossy(&again.stderr).contains("no image `tiny`") || again.status.success();
             if !done {
                 return Err(format!("again: {}", show(&again)));
             }
@@ -189,7 +188,8 @@ impl World {
 
     /// Runs `banger`; what it printed, or everything it said.
     fn ok(&self, args: &[&str]) -> Result<String, String> {
-        let output = self.private(&self.owner.banger(args), false).output().unwrap();
+        let mut command = self.owner.program("timeout");
+        let output = command.args(["60", "banger"]).args(args).output().unwrap();
         if output.status.success() {
             Ok(String::from_utf8_lossy(&output.stdout).into_owned())
         } else {
@@ -211,7 +211,7 @@ impl World {
             "set -e
              rm -rf .local/state/banger .local/state/new .cache/banger {ARMED}
              mkdir .local/state/new; chmod 700 .local/state/new
-             for file in prepared/*; do
+             for file in $(ls -A prepared); do file=prepared/$file
                  case $file in
                      */images | */kernels) cp -al $file .local/state/new ;;
                      *) cp -a $file .local/state/new ;;
@@ -234,44 +234,37 @@ impl World {
         });
     }
 
-    /// Shell commands of the owner, where the machine is none.
-    fn in_private(&self, script: &str, stopped: bool) -> Command {
+    /// Shell commands of the owner; they stop themselves first if asked to.
+    fn script(&self, script: &str, stopped: bool) -> Command {
         let mut command = self.owner.program("sh");
-        command.args(["-c", script]);
-        self.private(&command, stopped)
-    }
-
-    /// The command in a mount namespace where QEMU's program is the one of the simulation; stops itself first if asked to.
-    fn private(&self, command: &Command, stopped: bool) -> Command {
-        let stop = if stopped { "kill -STOP $$;" } else { "" };
-        let mut private = Command::new("unshare");
-        let drop = if is_root() {
-            private.arg("--mount");
-            ""
-        } else {
-            private.args(["--user", "--map-current-user", "--keep-caps", "--mount"]);
-            "setpriv --ambient-caps=-all --inh-caps=-all --"
-        };
-        let script =
-            format!("mount --bind \"$0\" \"$(command -v qemu-system-x86_64)\" && {stop} exec {drop} \"$@\"");
-        private.args(["--", "sh", "-c", &script]).arg(vmm());
-        private.arg(command.get_program()).args(command.get_args());
-        private.env_clear().current_dir(self.owner.home()).stdin(std::process::Stdio::null());
-        for (name, value) in command.get_envs() {
-            private.env(name, value.unwrap_or_default());
-        }
-        private
+        let stop = if stopped { "kill -STOP $$\n" } else { "" };
+        command.args(["-c", &format!("{stop}{script}")]);
+        command
     }
 }
 
-/// The simulation's VMM, where every user can execute it.
-fn vmm() -> &'static Path {
-    static PLACE: OnceLock<PathBuf> = OnceLock::new();
-    PLACE.get_or_init(|| {
-        let place = programs().join("banger-fake-vmm");
-        std::fs::copy(env!("CARGO_BIN_EXE_banger-fake-vmm"), &place).unwrap();
-        place
-    })
+/// Says that this process is in its own mount namespace, where QEMU's program is the simulation's VMM.
+const INSIDE: &str = "BANGER_SIM_INSIDE";
+
+/// Runs a test of this name again where the machine is none, and returns false; returns true there.
+pub(crate) fn is_inside(test: &str) -> bool {
+    if std::env::var_os(INSIDE).is_some() {
+        return true;
+    }
+    let mut private = Command::new("unshare");
+    let drop = if is_root() {
+        private.arg("--mount");
+        ""
+    } else {
+        private.args(["--user", "--map-current-user", "--keep-caps", "--mount"]);
+        "setpriv --ambient-caps=-all --inh-caps=-all --"
+    };
+    let script = format!("mount --bind \"$0\" \"$(command -v qemu-system-x86_64)\" && exec {drop} \"$@\"");
+    private.args(["--", "sh", "-c", &script, env!("CARGO_BIN_EXE_banger-fake-vmm")]);
+    private.arg(std::env::current_exe().unwrap()).args(["--exact", test, "--nocapture", "--test-threads=1"]);
+    let status = private.env(INSIDE, "1").status().unwrap();
+    assert!(status.success(), "the test has failed in there");
+    false
 }
 
 /// Tries until it holds; what comes by itself comes within seconds.

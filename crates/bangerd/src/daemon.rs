@@ -17,7 +17,7 @@ use crate::programs::{self, Vmm};
 use crate::pull::{IMAGE_FILE, entropy, kernel_row};
 use crate::store::{ImageRow, KernelRow, Store, VmRow};
 use crate::vmsock;
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use banger_image::debian::archive::architecture;
 use banger_sys::tsc;
 use banger_wire::daemon::{
@@ -93,6 +93,35 @@ pub(crate) fn check_size(vcpu: u32, memory: Mebibytes) -> anyhow::Result<()> {
         )));
     }
     Ok(())
+}
+
+/// A vm that is being made and goes again when nobody waits for it.
+struct Unclaimed {
+    making: Option<tokio::task::JoinHandle<anyhow::Result<VmRow>>>,
+    daemon: Arc<Daemon>,
+}
+
+impl Unclaimed {
+    async fn claim(mut self) -> anyhow::Result<VmRow> {
+        let Some(making) = &mut self.making else { bail!("the vm is claimed already") };
+        let made = making.await.context("make the vm");
+        self.making = None;
+        made?
+    }
+}
+
+impl Drop for Unclaimed {
+    fn drop(&mut self) {
+        let Some(making) = self.making.take() else { return };
+        let daemon = Arc::clone(&self.daemon);
+        tokio::spawn(async move {
+            if let Ok(Ok(row)) = making.await
+                && let Err(error) = daemon.remove(&row).await
+            {
+                tracing::error!("vm {}: {error:#}", row.name);
+            }
+        });
+    }
 }
 
 /// A request with every default filled in.
@@ -263,7 +292,7 @@ impl Daemon {
 
     /// Makes a vm in the given state: pulls what is missing, reserves the name, formats its disk. Returns its row.
     pub(crate) async fn create(
-        &self,
+        self: &Arc<Self>,
         spec: &VmSpec,
         state: VmState,
         events: &UnboundedSender<Event>,
@@ -301,11 +330,18 @@ impl Daemon {
             summary.name = made_up_name(&self.store.vms()?)?;
             row.name = summary.name.clone();
         }
-        if let Err(error) = self.make_files(&row, copied).await {
-            self.remove(&row).await?;
-            return Err(error);
-        }
-        Ok(row)
+        // Made to the end, or removed, also when whoever asked for it leaves.
+        let daemon = Arc::clone(self);
+        let making = async move {
+            match daemon.make_files(&row, copied).await {
+                Ok(()) => Ok(row),
+                Err(error) => {
+                    daemon.remove(&row).await?;
+                    Err(error)
+                }
+            }
+        };
+        Unclaimed { making: Some(tokio::spawn(making)), daemon: Arc::clone(self) }.claim().await
     }
 
     /// Makes the vm's directory and disk: an empty one, or a copy of a filesystem.

@@ -57,7 +57,9 @@ impl Daemon {
         events: &UnboundedSender<Event>,
     ) -> anyhow::Result<StartedVm> {
         let begun = Instant::now();
-        let (mut phases, template) = self.launch(row, events).await?;
+        // Whoever asked may leave; between its process and its lock a vm must not be taken for one that does not run.
+        let launching = tokio::spawn(self.clone().launch(row.clone(), events.clone()));
+        let (mut phases, template) = launching.await.context("start the vm")??;
         let mut status = settled(&mut phases).await;
         if let (Some(template), Some(status)) = (template, &status)
             && status.watchdog_restarts > 0
@@ -104,11 +106,11 @@ impl Daemon {
 
     /// Starts the supervisor and its watcher. Also returns the template the vm goes on from, if it does.
     async fn launch(
-        self: &Arc<Self>,
-        row: &VmRow,
-        events: &UnboundedSender<Event>,
+        self: Arc<Self>,
+        row: VmRow,
+        events: UnboundedSender<Event>,
     ) -> anyhow::Result<(Phases, Option<String>)> {
-        let _alone = self.alone(row).await;
+        let _alone = self.alone(&row).await;
         // It may be gone by now, or run.
         let row = self.row(row.id.as_str())?;
         let dir = self.paths.vm(row.id.as_str());
@@ -144,7 +146,7 @@ impl Daemon {
             cgroup: self.cgroup(&row),
             boot: if image.initrd { Boot::Handover } else { Boot::Image },
         });
-        let template = self.use_template(&mut plan, events).await;
+        let template = self.use_template(&mut plan, &events).await;
         let _ = events.send(Event::Step { label: format!("boot {}", row.name) });
         self.note(&row, Happening::Launched)?;
         match vmsock::start(&plan).await {
@@ -273,9 +275,23 @@ impl Daemon {
     }
 
     /// Removes a vm, whatever it is doing.
-    pub(crate) async fn remove(&self, row: &VmRow) -> anyhow::Result<()> {
-        let _alone = self.alone(row).await;
-        self.release(row).await
+    pub(crate) async fn remove(self: &Arc<Self>, row: &VmRow) -> anyhow::Result<()> {
+        let alone = self.alone(row).await;
+        self.release_whole(row.clone(), alone).await
+    }
+
+    /// Removes a vm that nobody else acts on, to the end, also when whoever asked for it leaves.
+    async fn release_whole(
+        self: &Arc<Self>,
+        row: VmRow,
+        alone: tokio::sync::OwnedMutexGuard<()>,
+    ) -> anyhow::Result<()> {
+        let daemon = Arc::clone(self);
+        let removing = async move {
+            let _alone = alone;
+            daemon.release(&row).await
+        };
+        tokio::spawn(removing).await.context("remove the vm")?
     }
 
     /// The one way a vm goes: ended if it runs, its files, its row. Can be repeated. Nobody else may act on the vm.
@@ -357,9 +373,9 @@ impl Daemon {
         Ok(Outcome::Vm(self.view(&self.row(row.id.as_str())?)))
     }
 
-    pub(crate) async fn delete(&self, reference: &str, force: bool) -> anyhow::Result<Outcome> {
+    pub(crate) async fn delete(self: &Arc<Self>, reference: &str, force: bool) -> anyhow::Result<Outcome> {
         let row = self.row(reference)?;
-        let _alone = self.alone(&row).await;
+        let alone = self.alone(&row).await;
         let alive = vmsock::is_alive(&self.paths.vm(row.id.as_str()));
         if !force && !state::allows(Wish::Delete, row.state, alive) {
             return Err(WireError::new(ErrorCode::Invalid, format!("vm `{}` is running", row.name))
@@ -369,26 +385,26 @@ impl Daemon {
                 ))
                 .into());
         }
-        self.release(&row).await?;
+        self.release_whole(row, alone).await?;
         Ok(Outcome::Done)
     }
 
     /// Removes every vm that does not run. One whose boot failed counts as such, even if its VMM is still there.
-    pub(crate) async fn prune(&self, dry_run: bool) -> anyhow::Result<Outcome> {
+    pub(crate) async fn prune(self: &Arc<Self>, dry_run: bool) -> anyhow::Result<Outcome> {
         let idle = |row: &VmRow| {
             state::allows(Wish::Prune, row.state, vmsock::is_alive(&self.paths.vm(row.id.as_str())))
         };
         let mut vms: Vec<VmView> = Vec::new();
         for row in self.store.vms()?.into_iter().filter(|row| idle(row)) {
-            let _alone = if dry_run { None } else { Some(self.alone(&row).await) };
+            let alone = if dry_run { None } else { Some(self.alone(&row).await) };
             // What was idle may have been started while others went.
             let Ok(row) = self.row(row.id.as_str()) else { continue };
             if !idle(&row) {
                 continue;
             }
             vms.push(self.view(&row));
-            if !dry_run {
-                self.release(&row).await?;
+            if let Some(alone) = alone {
+                self.release_whole(row, alone).await?;
             }
         }
         let freed_bytes = vms.iter().map(|vm| vm.disk_used_bytes).sum();

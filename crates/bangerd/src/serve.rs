@@ -238,8 +238,7 @@ async fn operate(
     let (input, upload) = channel(UPLOAD_PIECES);
     let download: Arc<Mutex<Option<Download>>> = Arc::default();
     let slot = Slots { made: made.clone(), download: download.clone() };
-    let operation = perform(daemon.clone(), request, upload, events.clone(), slot);
-    tokio::pin!(operation);
+    let mut operation = Box::pin(perform(daemon.clone(), request, upload, events.clone(), slot));
     // What the client sent of a file, until there is room for it; more is not read meanwhile.
     let mut waiting = None;
     let result = loop {
@@ -259,6 +258,8 @@ async fn operate(
             }
         }
     };
+    // What it holds, others wait for; so does what comes now.
+    drop(operation);
     let Some(result) = result else {
         let made = made.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(row) = made

@@ -18,7 +18,9 @@
 mod support;
 
 mod scenario;
+mod soak;
 mod tracer;
+mod trouble;
 mod world;
 
 use scenario::{SCENARIOS, Scenario};
@@ -32,12 +34,7 @@ const WORKERS: usize = 2;
 
 #[test]
 fn nothing_is_lost_or_left_whatever_fails() {
-    if !support::has("qemu-system-x86_64") {
-        return support::skip(
-            "qemu-system-x86_64 is not on the path, and is what the simulation's VMM is put over",
-        );
-    }
-    if !world::is_inside("nothing_is_lost_or_left_whatever_fails") {
+    if world::is_missing() || !world::is_inside("nothing_is_lost_or_left_whatever_fails") {
         return;
     }
     let only = std::env::var("BANGER_SIM_ONLY").unwrap_or_default();

@@ -22,8 +22,8 @@ impl World {
     /// Prepares what is there before the operation.
     pub(crate) fn new(scenario: &'static Scenario) -> Self {
         let owner = if scenario.stocked { Owner::with_store() } else { Owner::new() };
+        configure(&owner);
         let world = Self { owner, scenario };
-        world.shell("mkdir -p .config/banger; echo 'restore = false' >.config/banger/config.toml", &[]);
         if !scenario.stocked {
             layout(&world.owner.home().join("layout"));
             world.shell("mkdir -p -m 700 .local/state/banger", &[]);
@@ -123,6 +123,8 @@ impl World {
                 |_| Err("7 is 0".to_owned()),
             )?;
         } else {
+            // What an error of the host left, a new daemon removes.
+            self.ok(&["daemon", "stop"])?;
             self.ok(&["image", "verify"])?;
             let again = self.script(self.scenario.does, false).output().unwrap();
             let done =
@@ -245,6 +247,21 @@ impl World {
 
 /// Says that this process is in its own mount namespace, where QEMU's program is the simulation's VMM.
 const INSIDE: &str = "BANGER_SIM_INSIDE";
+
+/// Says so when there is nothing the simulation's VMM could be put over.
+pub(crate) fn is_missing() -> bool {
+    let missing = !support::has("qemu-system-x86_64");
+    if missing {
+        support::skip("the simulation: its VMM is put over qemu-system-x86_64, which is not on the path");
+    }
+    missing
+}
+
+/// Has every vm boot: the simulation's VMM has no memory that could be saved.
+pub(crate) fn configure(owner: &Owner) {
+    let script = "mkdir -p .config/banger; echo 'restore = false' >.config/banger/config.toml";
+    run(owner.program("sh").args(["-c", script]));
+}
 
 /// Runs a test of this name again where the machine is none, and returns false; returns true there.
 pub(crate) fn is_inside(test: &str) -> bool {

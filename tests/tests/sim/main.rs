@@ -31,6 +31,8 @@ use world::World;
 
 /// Operations at the same time; each has an owner of its own.
 const WORKERS: usize = 2;
+/// How many steps of which operations are broken with real vms.
+const REAL: [(&str, usize); 4] = [("start", 12), ("run", 8), ("stop", 5), ("delete", 5)];
 
 #[test]
 fn nothing_is_lost_or_left_whatever_fails() {
@@ -56,10 +58,39 @@ fn nothing_is_lost_or_left_whatever_fails() {
     assert!(problems.is_empty(), "{} problems:\n{}", problems.len(), problems.join("\n"));
 }
 
+/// Some of it again with vms that are some. `BANGER_SIM_SEED` repeats a choice.
+#[test]
+fn thirty_steps_of_real_vms() {
+    if world::is_missing() {
+        return;
+    }
+    let now =
+        std::time::SystemTime::now().duration_since(std::time::SystemTime::UNIX_EPOCH).unwrap().as_secs();
+    let seed = std::env::var("BANGER_SIM_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(now);
+    let mut random = soak::Random(seed);
+    let mut problems = Vec::new();
+    for (name, count) in REAL {
+        let scenario = SCENARIOS.iter().find(|scenario| scenario.name == name).unwrap();
+        let world = World::new(scenario, true);
+        let (trace, found) = world.attempt(None);
+        problems.extend(found);
+        let mut all: Vec<Fault> = trace.steps.iter().flat_map(|(step, count)| faults(step, *count)).collect();
+        let mut hits = 0;
+        for _ in 0..count {
+            let fault = all.swap_remove(random.below(all.len() as u64) as usize);
+            let (trace, found) = world.attempt(Some(fault));
+            hits += u32::from(trace.hit);
+            problems.extend(found);
+        }
+        println!("{name}, real vms: {count} ways, {hits} of them reached, seed {seed}");
+    }
+    assert!(problems.is_empty(), "{} problems:\n{}", problems.len(), problems.join("\n"));
+}
+
 /// Breaks each step of an operation; returns what should not have happened.
 fn run(scenario: &'static Scenario) -> Vec<String> {
     let started = std::time::Instant::now();
-    let world = World::new(scenario);
+    let world = World::new(scenario, false);
     let mut problems = Vec::new();
     // Which of two threads comes first differs from run to run, and with it the steps.
     let mut steps: BTreeMap<Step, u32> = BTreeMap::new();

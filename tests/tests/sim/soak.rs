@@ -13,10 +13,10 @@ const VICTIMS: [&str; 5] = ["bangerd serve", "bangerd supervise", "qemu-system-"
 const GROWTH_KIB_MAX: u64 = 8 << 10;
 
 /// Numbers of a linear congruential generator (Knuth's MMIX); nothing depends on how good they are.
-struct Random(u64);
+pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
+    pub(crate) fn below(&mut self, limit: u64) -> u64 {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) % limit
     }

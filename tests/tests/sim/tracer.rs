@@ -76,10 +76,12 @@ pub(crate) struct Trace {
 
 /// Runs a command that stops itself (SIGSTOP) before it does anything. Of what it leaves running, nothing is traced any
 /// more when this returns.
-pub(crate) fn trace(command: Command, home: &Path, fault: Option<Fault>) -> Trace {
+///
+/// A VMM that is one is not traced: it would be too slow.
+pub(crate) fn trace(command: Command, home: &Path, fault: Option<Fault>, real: bool) -> Trace {
     let home = home.to_str().unwrap().to_owned();
     // The kernel lets go of everything traced when the thread that traces ends.
-    let thread = std::thread::spawn(move || Tracer::start(command, home, fault).run());
+    let thread = std::thread::spawn(move || Tracer::start(command, home, fault, real).run());
     thread.join().unwrap()
 }
 
@@ -96,6 +98,7 @@ struct Tracer {
     root: Pid,
     home: String,
     fault: Option<Fault>,
+    real: bool,
     tasks: HashMap<Pid, Task>,
     armed: bool,
     trace: Trace,
@@ -106,7 +109,7 @@ struct Tracer {
 
 impl Tracer {
     #[allow(clippy::disallowed_methods, reason = "a tracer starts what it traces")]
-    fn start(mut command: Command, home: String, fault: Option<Fault>) -> Self {
+    fn start(mut command: Command, home: String, fault: Option<Fault>, real: bool) -> Self {
         let child = command.spawn().unwrap();
         let root = Pid::from_raw(child.id().cast_signed());
         // Dropping the handle does not wait for it; the tracer does.
@@ -129,7 +132,7 @@ impl Tracer {
             hangs
         });
         let trace = Trace { steps: BTreeMap::new(), hit: false, code: None, hung: false };
-        Self { root, home, fault, tasks: HashMap::new(), armed: false, trace, done, watch }
+        Self { root, home, fault, real, tasks: HashMap::new(), armed: false, trace, done, watch }
     }
 
     fn run(mut self) -> Trace {
@@ -150,7 +153,12 @@ impl Tracer {
                 }
                 Ok(WaitStatus::PtraceEvent(pid, _, event)) => {
                     self.event(pid, event);
-                    let _ = ptrace::syscall(pid, None);
+                    if self.real && self.task(pid).role == Role::Vmm {
+                        self.tasks.remove(&pid);
+                        let _ = ptrace::detach(pid, None);
+                    } else {
+                        let _ = ptrace::syscall(pid, None);
+                    }
                 }
                 Ok(WaitStatus::Stopped(pid, signal)) => drop(ptrace::syscall(pid, signal)),
                 Ok(_) | Err(nix::errno::Errno::EINTR | nix::errno::Errno::EINVAL) => {}

@@ -63,6 +63,13 @@ fn a_boot_that_fails_has_a_cause_and_is_kept() {
         owner.ok(["vm", "prune", "-f"]);
         assert_eq!(state(&owner, behaviour), "gone");
     }
+    // The lease of a vm that never came up has not begun.
+    let output =
+        owner.banger(["run", "--rm", "--memory", "303M", "--name", "kept", "--image", IMAGE, "--", "true"]);
+    let output = { output }.output().unwrap();
+    assert_eq!(output.status.code(), Some(125), "{}", show(&output));
+    assert_eq!(state(&owner, "kept"), "error");
+    owner.ok(["vm", "delete", "--force", "kept"]);
     insta::with_settings!({ snapshot_path => "snapshots", prepend_module_to_snapshot => false }, {
         insta::assert_snapshot!("boots_that_fail", told);
     });

@@ -16,14 +16,18 @@ const PANICKED: &str = "panicked at";
 pub(crate) struct World {
     owner: Owner,
     scenario: &'static Scenario,
+    /// The VMM is one.
+    real: bool,
 }
 
 impl World {
     /// Prepares what is there before the operation.
-    pub(crate) fn new(scenario: &'static Scenario) -> Self {
+    pub(crate) fn new(scenario: &'static Scenario, real: bool) -> Self {
         let owner = if scenario.stocked { Owner::with_store() } else { Owner::new() };
-        configure(&owner);
-        let world = Self { owner, scenario };
+        if !real {
+            configure(&owner);
+        }
+        let world = Self { owner, scenario, real };
         if !scenario.stocked {
             layout(&world.owner.home().join("layout"));
             world.shell("mkdir -p -m 700 .local/state/banger", &[]);
@@ -58,7 +62,7 @@ impl World {
         let at = |name: &str| File::create(self.owner.home().join(name)).unwrap();
         command.stdout(at("said")).stderr(at("complained"));
         let is_down = fault.as_ref().is_some_and(|fault| fault.kind == Kind::Down);
-        let trace = trace(command, self.owner.home(), fault);
+        let trace = trace(command, self.owner.home(), fault, self.real);
         if is_down && trace.hit {
             // Nobody comes back to a host before everything on it has gone.
             self.end_all();
@@ -118,10 +122,11 @@ impl World {
         }
         eventually(|| self.nothing_left())?;
         if self.scenario.stocked {
-            self.ok(&["vm", "run", "--rm", "--image", support::IMAGE, "--", "exit", "7"]).map_or_else(
-                |why| if why.starts_with("exit status: 7") { Ok(()) } else { Err(why) },
-                |_| Err("7 is 0".to_owned()),
-            )?;
+            self.ok(&["vm", "run", "--rm", "--image", support::IMAGE, "--", "sh", "-c", "exit 7"])
+                .map_or_else(
+                    |why| if why.starts_with("exit status: 7") { Ok(()) } else { Err(why) },
+                    |_| Err("7 is 0".to_owned()),
+                )?;
         } else {
             // What an error of the host left, a new daemon removes.
             self.ok(&["daemon", "stop"])?;

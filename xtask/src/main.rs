@@ -4,6 +4,7 @@
 
 mod bench;
 mod ci;
+mod crowd;
 mod programs;
 mod pull;
 
@@ -16,8 +17,12 @@ fn main() -> anyhow::Result<()> {
         ["bench", "run"] => bench::run(),
         ["bench", "boots"] => bench::boots(200),
         ["bench", "boots", count] => bench::boots(count.parse()?),
+        ["bench", "crowd"] => crowd::run(programs::Profile::Release, 50),
+        ["bench", "crowd", "dev"] => crowd::run(programs::Profile::Dev, 50),
         ["bench", "pull"] => pull::run(programs::Profile::Release),
         ["bench", "pull", "dev"] => pull::run(programs::Profile::Dev),
-        _ => bail!("usage: cargo xtask ci | bench run | bench boots [COUNT] | bench pull [dev]"),
+        _ => bail!(
+            "usage: cargo xtask ci | bench run | bench boots [COUNT] | bench crowd [dev] | bench pull [dev]"
+        ),
     }
 }

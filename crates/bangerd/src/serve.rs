@@ -414,7 +414,7 @@ async fn perform_parts(
             };
             let builder = kernel.as_ref().map_or(DEFAULT_KERNEL, KernelName::as_str);
             let builder = daemon.ensure_kernel(builder, events).await?;
-            let wanted = Wanted { name, platform, kernel: kernel.map(String::from) };
+            let wanted = Wanted { name, platform, kernel: kernel.map(String::from), initrd: None };
             let row = daemon.refresh_image(&reference, &wanted, &builder, events).await?;
             Ok(Outcome::Image(find_image(daemon, &row.name)?))
         }

@@ -6,6 +6,7 @@ mod daemon;
 mod errors;
 mod files;
 mod images;
+mod initrd;
 mod kvm;
 mod lifecycle;
 mod nested;

@@ -508,7 +508,11 @@ fn refuse_used(kind: &str, name: &str, users: &[impl std::fmt::Display], what: &
 }
 
 fn remove_dir(dir: &Path) -> anyhow::Result<()> {
-    std::fs::remove_dir_all(dir).with_context(|| format!("remove `{}`", dir.display()))
+    match std::fs::remove_dir_all(dir) {
+        // What is deleted may be damaged.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        removed => removed.with_context(|| format!("remove `{}`", dir.display())),
+    }
 }
 
 /// Memory of this machine.

@@ -79,7 +79,7 @@ impl Daemon {
                 let place = staging.path().to_owned();
                 tokio::task::spawn_blocking(move || write_layout(&place, &tree, &meta, true))
                     .await?
-                    .context("write the layout")?;
+                    .with_context(|| format!("write to `{}`", layout.display()))?;
                 std::fs::rename(staging.keep(), &layout)
                     .with_context(|| format!("write to `{}`", layout.display()))?;
                 Ok(None)

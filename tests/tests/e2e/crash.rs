@@ -1,8 +1,9 @@
 //! A daemon that is killed, or has no room, in the middle of making an image or a kernel.
 
+use crate::errors::docker_archive;
 use crate::files::{boot_tree, busybox_tree, ext4, missing, shared_dir};
 use crate::images::{Registry, bulky_layout, prerequisites};
-use crate::support::{Owner, run, show, wait_for};
+use crate::support::{IMAGE, Owner, run, show, wait_for};
 use std::path::Path;
 use std::process::{Command, Output};
 use std::time::Instant;
@@ -118,4 +119,75 @@ fn a_daemon_killed_while_files_are_registered_or_imported_leaves_a_store_that_ve
     let forget = || drop(owner.banger(["kernel", "delete", "victim"]).output().unwrap());
     let import = || owner.banger(["kernel", "import", "victim", "--from", &boot]).output().unwrap();
     kill_in_the_middle(&owner, "kernel import", &import, &forget);
+}
+
+#[test]
+fn a_full_disk_ends_whatever_makes_images_and_kernels_and_leaves_nothing() {
+    if missing("a full disk", &["mke2fs", "debugfs", "gzip", "busybox", "unshare"]) {
+        return;
+    }
+    let (owner, dir) = (Owner::with_store(), shared_dir());
+    boot_tree(&owner, dir.path());
+    let tree = busybox_tree(dir.path());
+    let data = |mib: usize| (0..mib << 20).map(|at| (at * 31 / 7) as u8 | 1).collect::<Vec<_>>();
+    for (name, mib) in [("base", 12), ("large", 40)] {
+        std::fs::write(tree.join("data"), data(mib)).unwrap();
+        ext4(&tree, &dir.path().join(format!("{name}.ext4")));
+    }
+    docker_archive(&dir.path().join("large.tar"), 40 << 20);
+    run(Command::new("chmod").args(["-R", "a+rX"]).arg(dir.path()));
+    // A template takes more room than there is, and time.
+    let config = owner.home().join(".config/banger");
+    run(owner.program("mkdir").arg("-p").arg(&config));
+    std::fs::write(config.join("config.toml"), "restore = false\n").unwrap();
+    // A small disk that is there for these commands only. A file takes all of it but 6 MB.
+    let script = format!(
+        r#"state={state}; dir={dir}; kernels=$(mktemp -d)
+        say() {{ echo "$ banger $*"; banger "$@" 2>&1; }}
+        cp -a $state/kernels $state/banger.db $kernels
+        mount -t tmpfs -o size=200m,mode=700 none $state
+        mv $kernels/* $state; export XDG_CACHE_HOME=$state/cache
+        banger image register --name base --rootfs $dir/base.ext4
+        banger vm create --no-start --name work --image base --memory 256M
+        left=$(df --output=avail -k $state | tail -n 1)
+        head -c $(((left - 6000) * 1024)) /dev/zero > $state/filler
+        say image load -i $dir/large.tar --name x
+        say image register --name x --rootfs $dir/large.ext4
+        say kernel import x --from $dir/boot
+        say image commit work x
+        say image export base > $state/../out.tar
+        sed 1d $state/../out.tar
+        say image verify base
+        rm $state/filler
+        say image delete {IMAGE}
+        say image verify | sed 's/^\(ok   kernel generic-6.12\):.*/\1/'
+        banger image list | cut -d ' ' -f 1
+        say image load -i $dir/large.tar --name x
+        say image commit work y
+        banger daemon stop"#,
+        state = owner.state().display(),
+        dir = dir.path().display()
+    );
+    let mut command = owner.program("unshare");
+    let command = command.args(["-Um", "--map-current-user", "--keep-caps", "sh", "-c", &script]);
+    let output = command.output().unwrap();
+    let text = [output.stdout, output.stderr].concat();
+    let text = String::from_utf8_lossy(&text)
+        .replace(owner.home().to_str().unwrap(), "~")
+        .replace(dir.path().to_str().unwrap(), "DIR");
+    insta::assert_snapshot!(without_random_names(&text));
+}
+
+/// Replaces what temporary names end in, and digests of what differs from one release of a tool to the next.
+fn without_random_names(text: &str) -> String {
+    let mut out = text.to_owned();
+    for (prefix, len) in [("/load-", 6), ("/.new-", 6), ("ext4, sha256 ", 64), ("vmlinuz-", 0)] {
+        let parts: Vec<&str> = out.split(prefix).collect();
+        let rest = parts[1..].iter().map(|part| match len {
+            0 => part.trim_start_matches(|c: char| c.is_ascii_alphanumeric() || "+.-".contains(c)),
+            _ => part.get(len..).unwrap_or(part),
+        });
+        out = std::iter::once(parts[0]).chain(rest).collect::<Vec<_>>().join(&format!("{prefix}[…]"));
+    }
+    out
 }

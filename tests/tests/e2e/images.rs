@@ -425,7 +425,10 @@ fn a_full_disk_is_said_and_leaves_nothing() {
         .unwrap();
     let (text, said) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(text.contains("pulled small\n") && text.contains("status 1\n"), "{}", show(&output));
-    assert!(said.contains("No space left on device") && said.contains("hint: make room: "), "{said}");
+    assert!(
+        said.contains("No space left on device") && said.contains("hint: make room on the disk of `"),
+        "{said}"
+    );
     assert!(text.contains("ok   image small: ext4, sha256 "), "{}", show(&output));
     assert!(text.contains("ok   directories: nothing is left over"), "{}", show(&output));
     assert!(!text.contains(".new-"), "{}", show(&output));

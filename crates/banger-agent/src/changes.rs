@@ -11,17 +11,18 @@
 //! | other `trusted.overlay.*` attributes | nothing |
 //!
 //! A layer has no way to say "renamed", which is why the third needs the merged view. Left out are sockets, files
-//! whose name a reader would take for a whiteout, and [`LEFT_OUT`]. The order is that of the names' bytes, so equal
+//! whose name a reader would take for a whiteout, [`MOUNTED`] and [`IDENTITY`]. The order is that of the names' bytes, so equal
 //! changes make equal layers.
 //!
 //! Not done: when a file that has several names in the image is changed in place through one of them, the layer has
 //! it under that name only.
 
+use crate::sparse;
 use crate::tar::{END, Entry, Kind, padding};
 use std::collections::HashMap;
 use std::ffi::OsString;
-use std::fs::Metadata;
-use std::io::{self, Read as _, Write};
+use std::fs::{File, Metadata};
+use std::io::{self, Read as _, Seek as _, Write};
 use std::os::fd::AsRawFd as _;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
@@ -32,21 +33,12 @@ const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 /// Longest list of attribute names and longest value the kernel has (`XATTR_LIST_MAX`, `XATTR_SIZE_MAX`).
 const XATTR_LEN_MAX: usize = 64 * 1024;
-/// What is this vm's or this boot's and not the image's: mount points, and the identity the agent writes.
-const LEFT_OUT: [&str; 12] = [
-    "dev",
-    "proc",
-    "sys",
-    "run",
-    "var/lib/docker",
-    "var/lib/containerd",
-    "var/lib/containers",
-    "etc/hostname",
-    "etc/hosts",
-    "etc/machine-id",
-    "etc/resolv.conf",
-    "var/lib/systemd/random-seed",
-];
+/// What is this boot's and not the image's: where the agent mounts something.
+const MOUNTED: [&str; 7] =
+    ["dev", "proc", "sys", "run", "var/lib/docker", "var/lib/containerd", "var/lib/containers"];
+/// What is this vm's: what the agent writes about it, and a secret of its own.
+const IDENTITY: [&str; 5] =
+    ["etc/hostname", "etc/hosts", "etc/machine-id", "etc/resolv.conf", "var/lib/systemd/random-seed"];
 /// Where the kernel's modules are mounted; the directory is left out where nothing else is in it.
 const MODULES: [&str; 2] = ["lib/modules", "usr/lib/modules"];
 
@@ -78,7 +70,15 @@ pub(crate) fn export_image(device: &str, kind: &str, out: impl Write) -> Result<
     let at_device = |source: io::Error| ExportError { path: device.into(), source };
     let image = mount_aside(device, kind, true).map_err(at_device)?;
     let mut layer = Layer::new(PathBuf::new(), by_descriptor(&image), out);
-    layer.is_whole = true;
+    layer.left_out = LeftOut::Nothing;
+    layer.write_tree()
+}
+
+/// Writes everything of the filesystem that is this machine's root, without what is mounted on it.
+pub(crate) fn export_root(out: impl Write) -> Result<(), ExportError> {
+    let root = root_alone().map_err(at(Path::new("")))?;
+    let mut layer = Layer::new(PathBuf::new(), by_descriptor(&root), out);
+    layer.left_out = LeftOut::Identity;
     layer.write_tree()
 }
 
@@ -114,6 +114,17 @@ fn mount_aside(device: &str, kind: &str, is_image: bool) -> io::Result<std::os::
     Ok(fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?)
 }
 
+/// What of a tree is not written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum LeftOut {
+    /// An image's own: nothing in it is a vm's.
+    Nothing,
+    /// A vm's root filesystem, in which nothing of banger's is mounted.
+    Identity,
+    /// What a vm shows, or its changes.
+    MountedAndIdentity,
+}
+
 /// Which of the two trees a directory is read from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Source {
@@ -131,8 +142,7 @@ struct Layer<'a, W: Write> {
     release: Vec<u8>,
     /// Files with several names: where the first was written.
     links: HashMap<(bool, u64, u64), Vec<u8>>,
-    /// Nothing is this vm's own, so nothing is left out.
-    is_whole: bool,
+    left_out: LeftOut,
     out: io::BufWriter<W>,
 }
 
@@ -144,7 +154,7 @@ impl<W: Write> Layer<'_, W> {
             overlay_attributes: b"trusted.overlay.",
             release: rustix::system::uname().release().to_bytes().to_vec(),
             links: HashMap::new(),
-            is_whole: false,
+            left_out: LeftOut::MountedAndIdentity,
             out: io::BufWriter::with_capacity(64 * 1024, out),
         }
     }
@@ -183,11 +193,12 @@ impl<W: Write> Layer<'_, W> {
     }
 
     fn is_left_out(&self, path: &Path, source: Source) -> bool {
-        if self.is_whole {
-            return false;
-        }
-        if LEFT_OUT.iter().any(|left_out| Path::new(left_out) == path) {
-            return true;
+        let is_one_of = |paths: &[&str]| paths.iter().any(|left_out| Path::new(left_out) == path);
+        match self.left_out {
+            LeftOut::Nothing => return false,
+            LeftOut::Identity => return is_one_of(&IDENTITY),
+            LeftOut::MountedAndIdentity if is_one_of(&MOUNTED) || is_one_of(&IDENTITY) => return true,
+            LeftOut::MountedAndIdentity => {}
         }
         let is_release = |name: &std::ffi::OsStr| name.as_bytes() == self.release;
         if path.file_name().is_some_and(is_release) {
@@ -265,11 +276,28 @@ impl<W: Write> Layer<'_, W> {
         let metadata = file.metadata().map_err(at(path))?;
         let len = metadata.len();
         let xattrs = self.xattrs(real).map_err(at(path))?;
-        self.header(path, &metadata, Kind::File { len }, xattrs)?;
-        // The length is written down already: a file that changes meanwhile is cut, or filled up with zeroes.
-        let copied = io::copy(&mut (&file).take(len), &mut self.out).map_err(at(path))?;
-        io::copy(&mut io::repeat(0).take(len - copied), &mut self.out).map_err(at(path))?;
-        self.out.write_all(padding(len)).map_err(at(path))
+        let Some(pieces) = sparse::pieces(&file, len) else {
+            self.header(path, &metadata, Kind::File { len }, xattrs)?;
+            self.content(&file, (0, len)).map_err(at(path))?;
+            return self.out.write_all(padding(len)).map_err(at(path));
+        };
+        let map = sparse::map(&pieces, len);
+        let stored = map.len() as u64 + pieces.iter().map(|(_, len)| len).sum::<u64>();
+        self.header(path, &metadata, Kind::Sparse { len, stored }, xattrs)?;
+        self.out.write_all(&map).map_err(at(path))?;
+        for piece in pieces {
+            self.content(&file, piece).map_err(at(path))?;
+        }
+        self.out.write_all(padding(stored)).map_err(at(path))
+    }
+
+    /// Writes a piece of a file, `(offset, length)`. The length is written down already: a file that changes meanwhile is
+    /// cut, or filled up with zeroes.
+    fn content(&mut self, mut file: &File, (start, len): (u64, u64)) -> io::Result<()> {
+        file.seek(io::SeekFrom::Start(start))?;
+        let copied = io::copy(&mut file.take(len), &mut self.out)?;
+        io::copy(&mut io::repeat(0).take(len - copied), &mut self.out)?;
+        Ok(())
     }
 
     fn header(
@@ -346,10 +374,10 @@ fn at(path: &Path) -> impl FnOnce(io::Error) -> ExportError {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::disallowed_methods, reason = "a test")]
-    use super::Layer;
+    use super::{Layer, LeftOut};
     use rustix::fs::{CWD, FileType, Mode, XattrFlags, lsetxattr, mknodat};
     use std::fs::{create_dir_all, hard_link, write};
-    use std::os::unix::fs::symlink;
+    use std::os::unix::fs::{FileExt as _, symlink};
     use std::path::Path;
 
     /// The layer of these two trees. Attributes of overlayfs are `user.` ones here: `trusted.` needs privileges.
@@ -361,7 +389,7 @@ mod tests {
             overlay_attributes: b"user.overlay.",
             release: b"6.0".to_vec(),
             links: std::collections::HashMap::new(),
-            is_whole: false,
+            left_out: LeftOut::MountedAndIdentity,
             out: std::io::BufWriter::new(&mut bytes),
         };
         layer.write().unwrap();
@@ -438,6 +466,29 @@ mod tests {
         assert!(has(b" SCHILY.xattr.user.kept=\0\xff\n") && !has(b"overlay"));
         assert!(has(&[b'x'; 100_000]));
         assert_eq!(layer.len() % 512, 0);
+    }
+
+    #[test]
+    fn holes_are_left_out_and_read_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let name = format!("deep/{}", "n".repeat(120));
+        let file = dir.path().join("upper").join(&name);
+        create_dir_all(file.parent().unwrap()).unwrap();
+        let made = std::fs::File::create(&file).unwrap();
+        for at in [0, 5 << 20, (9 << 20) + 77] {
+            made.write_all_at(b"some data", at).unwrap();
+        }
+        made.set_len(20 << 20).unwrap();
+        let tree = dir.path().join("back");
+        create_dir_all(&tree).unwrap();
+        let layer = layer(dir.path());
+        assert!(layer.len() < 64 << 10, "{}", layer.len());
+        write(dir.path().join("layer.tar"), &layer).unwrap();
+        let mut tar = std::process::Command::new("tar");
+        let tar = tar.arg("-xf").arg(dir.path().join("layer.tar")).arg("-C").arg(&tree);
+        assert!(tar.status().unwrap().success());
+        assert!(std::fs::read(tree.join(&name)).unwrap() == std::fs::read(&file).unwrap());
+        assert_eq!(list(&layer)[1], format!("- {name}"));
     }
 
     #[test]

@@ -108,9 +108,15 @@ pub(crate) fn configure_handover(config: &GuestConfig) -> Result<(), Failure> {
     if let Some(network) = &config.network {
         at("configure network", configure_network(network))?;
     }
+    // Before anything of the image's runs: its init takes host name and machine id from there at once.
+    let prepared = crate::handover::prepare(&config.drives, |root| write_identity(root, config));
     at("follow the image's initrd", crate::handover::follow())?;
-    // The image may have other ideas, such as a root filesystem that is read-only at first.
-    if let Err(error) = write_identity(Path::new("/"), config) {
+    // What the initrd had to repair first, for one.
+    let written = prepared.or_else(|error| {
+        crate::init::log(&format!("prepare the root filesystem: {error}, trying again"));
+        write_identity(Path::new("/"), config)
+    });
+    if let Err(error) = written {
         crate::init::log(&format!("write identity: {error}, ignoring"));
     }
     Ok(())

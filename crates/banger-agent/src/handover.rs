@@ -4,15 +4,50 @@
 //! which vm this is; that mounts the root filesystem and enters it, and the agent follows. Nobody tells when it has, so
 //! process 1's root is looked at again and again.
 
-use crate::init;
+use crate::{guest, init};
+use banger_wire::guest::GuestDrives;
 use rustix::fs::{Mode, OFlags};
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use std::io;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// How long the image's initrd may take to enter the root filesystem. One that waits for a device that never comes
 /// gives up after 30 s by Debian's default, and opens a shell on the console.
 const ENTER_TIME: Duration = Duration::from_secs(120);
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
+/// Where the root filesystem is mounted before the image's initrd does.
+const PLACE: &str = "/banger/root";
+/// Unit of the lengths that the kernel tells of drives.
+const SECTOR_LEN: u64 = 512;
+
+/// Makes the root filesystem as large as its drive, the vm's disk, and has `write` put something into it.
+///
+/// # Errors
+/// When it can't be mounted, or `write` fails. One that can't be grown stays as it is.
+pub(crate) fn prepare(drives: &GuestDrives, write: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<()> {
+    guest::make_dir(Path::new(PLACE))?;
+    mount(&drives.image, PLACE, &drives.image_fs, MountFlags::NOATIME, None)?;
+    if let Err(error) = grow(&drives.image) {
+        init::log(&format!("grow the root filesystem: {error}, ignoring"));
+    }
+    let written = write(Path::new(PLACE));
+    unmount(PLACE, UnmountFlags::empty())?;
+    written
+}
+
+fn grow(device: &str) -> io::Result<()> {
+    let name = device.trim_start_matches("/dev/");
+    let sectors = std::fs::read_to_string(format!("/sys/class/block/{name}/size"))?;
+    let sectors: u64 = sectors.trim().parse().map_err(io::Error::other)?;
+    let root = std::fs::File::open(PLACE)?;
+    let block_len = rustix::fs::fstatvfs(&root)?.f_bsize;
+    match banger_sys::filesystem::grow_ext4(&root, sectors * SECTOR_LEN / block_len) {
+        // One that banger wrote, of a vm that became an image. It is as large as that vm's was.
+        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::OPNOTSUPP.raw_os_error()) => Ok(()),
+        result => result,
+    }
+}
 
 /// Lets process 1 go, and returns in the root filesystem it has entered.
 ///

@@ -144,6 +144,10 @@ fn open_session(
             let walk = defaults.disk.is_some().then_some(changes::export_merged);
             tokio::task::spawn_local(session::export(session, walk, queue, out.clone()));
         }
+        SessionKind::ExportTree(TreeKind::Root) => {
+            let walk = defaults.disk.is_some().then_some(changes::export_root);
+            tokio::task::spawn_local(session::export(session, walk, queue, out.clone()));
+        }
         SessionKind::ExportTree(TreeKind::Image) => {
             let walk = defaults
                 .image

@@ -20,6 +20,7 @@ mod port;
 mod readiness;
 mod session;
 mod shutdown;
+mod sparse;
 mod tar;
 mod users;
 mod workspace;

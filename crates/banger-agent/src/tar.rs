@@ -5,13 +5,15 @@
 //! in front of it. Names are bytes in Linux; one that is not UTF-8 is marked as such and otherwise passed on as it is.
 
 /// Unit of everything in a tar.
-const BLOCK_LEN: usize = 512;
+pub(crate) const BLOCK_LEN: usize = 512;
 /// What follows the last entry.
 pub(crate) const END: [u8; 2 * BLOCK_LEN] = [0; 2 * BLOCK_LEN];
 /// Largest number in the header's seven octal digits (owner, group, device numbers).
 const OCTAL7_MAX: u64 = 0o777_7777;
 /// Largest number in its eleven octal digits (size, time).
 const OCTAL11_MAX: u64 = 0o777_7777_7777;
+/// What a file with holes is called in the old header: its content there is not what the file has.
+const SPARSE_NAME: &[u8] = b"GNUSparseFile.0/file";
 /// Prefix of a record that carries an extended attribute.
 const XATTR_RECORD: &[u8] = b"SCHILY.xattr.";
 
@@ -21,6 +23,11 @@ pub(crate) enum Kind {
     /// A file and how many bytes of content follow.
     File {
         len: u64,
+    },
+    /// A file with holes: its length, and how many bytes follow of its map and its data together.
+    Sparse {
+        len: u64,
+        stored: u64,
     },
     /// Another name of an earlier entry.
     HardLink {
@@ -79,15 +86,16 @@ impl Entry {
             out.extend_from_slice(padding(records.len() as u64));
         }
         let mut block = Block::new();
+        let shown = if matches!(self.kind, Kind::Sparse { .. }) { SPARSE_NAME } else { &name };
         block
-            .text(0, 100, &name)
+            .text(0, 100, shown)
             .octal(100, 8, u64::from(self.mode & 0o7777))
             .octal(108, 8, u64::from(self.uid))
             .octal(116, 8, u64::from(self.gid))
             .octal(136, 12, u64::try_from(self.mtime.0).unwrap_or(0));
         let kind = match &self.kind {
-            Kind::File { len } => {
-                block.octal(124, 12, *len);
+            Kind::File { len: stored } | Kind::Sparse { stored, .. } => {
+                block.octal(124, 12, *stored);
                 b'0'
             }
             Kind::HardLink { to } => {
@@ -123,15 +131,23 @@ impl Entry {
         if [name, link].iter().any(|text| std::str::from_utf8(text).is_err()) {
             push_record(&mut records, b"hdrcharset", b"BINARY");
         }
+        let is_sparse = matches!(self.kind, Kind::Sparse { .. });
+        if let Kind::Sparse { len, .. } = self.kind {
+            push_record(&mut records, b"GNU.sparse.major", b"1");
+            push_record(&mut records, b"GNU.sparse.minor", b"0");
+            push_record(&mut records, b"GNU.sparse.name", name);
+            push_record(&mut records, b"GNU.sparse.realsize", len.to_string().as_bytes());
+        }
         for (key, text) in [(&b"path"[..], name), (b"linkpath", link)] {
-            if needs_record(text) {
+            // The name of a sparse file is above; a reader that knows nothing of it makes a file of another one.
+            if needs_record(text) && !is_sparse {
                 push_record(&mut records, key, text);
             }
         }
-        if let Kind::File { len } = self.kind
-            && len > OCTAL11_MAX
+        if let Kind::File { len: stored } | Kind::Sparse { stored, .. } = self.kind
+            && stored > OCTAL11_MAX
         {
-            push_record(&mut records, b"size", len.to_string().as_bytes());
+            push_record(&mut records, b"size", stored.to_string().as_bytes());
         }
         for (key, id) in [(b"uid", self.uid), (b"gid", self.gid)] {
             if u64::from(id) > OCTAL7_MAX {

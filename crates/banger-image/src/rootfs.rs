@@ -4,7 +4,7 @@
 //! its files, nothing outside the image is ever touched. What can't be resolved is an error that names the path.
 
 use crate::debian::tree::{Attributes, Special, Tree};
-use crate::ext4::{Ino, Meta, Node, Writer, WriterError, check_xattrs};
+use crate::ext4::{Ino, Meta, Node, Room, Writer, WriterError, check_xattrs};
 use sha2::{Digest as _, Sha256};
 use std::collections::VecDeque;
 use std::io::{self, Read};
@@ -94,18 +94,17 @@ impl RootfsBuilder {
         Ok(Self { writer: Writer::create(path).map_err(RootfsError::Finish)? })
     }
 
-    /// Writes the metadata. The filesystem's identity is derived from `name`; `spare` blocks (of 4 KiB) and inodes are
-    /// left free, for an image that is still written to.
+    /// Writes the metadata. The filesystem's identity is derived from `name`.
     ///
     /// # Errors
     /// When the disk is full or something does not fit into ext4.
-    pub fn finish(self, name: &str, spare: u64) -> Result<RootfsSummary, RootfsError> {
+    pub fn finish(self, name: &str, room: Room) -> Result<RootfsSummary, RootfsError> {
         let init = INITS.into_iter().find(|path| self.is_file(path.as_bytes())).map(str::to_owned);
         let mut uuid = [0; 16];
         uuid.copy_from_slice(&Sha256::digest(name.as_bytes())[..16]);
         uuid[6] = (uuid[6] & 0x0f) | 0x80;
         uuid[8] = (uuid[8] & 0x3f) | 0x80;
-        let size_bytes = self.writer.finish(uuid, spare).map_err(RootfsError::Finish)?;
+        let size_bytes = self.writer.finish(uuid, room).map_err(RootfsError::Finish)?;
         Ok(RootfsSummary { size_bytes, init })
     }
 

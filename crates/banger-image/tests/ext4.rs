@@ -8,9 +8,9 @@
 )]
 
 use banger_image::debian::tree::{Attributes, Special, Tree as _};
-use banger_image::ext4::{Meta, Node, Writer, format_empty};
+use banger_image::ext4::{Meta, Node, Room, Writer, format_empty};
 use banger_image::rootfs::RootfsBuilder;
-use std::io::Cursor;
+use std::io::{Cursor, Read as _};
 use std::path::Path;
 use std::process::Command;
 
@@ -74,7 +74,7 @@ fn every_kind_of_entry_arrives() {
     tree.special(b"dev/big", Special::Block(259, 70_000), &attributes(0o600)).unwrap();
     tree.special(b"dev/pipe", Special::Fifo, &attributes(0o600)).unwrap();
     tree.file(b"caf\xe9", &attributes(0o644), 0, &mut Cursor::new(b"")).unwrap();
-    let summary = tree.finish("test", 0).unwrap();
+    let summary = tree.finish("test", Room::Spare(0)).unwrap();
     assert_eq!(summary.init.as_deref(), Some("/sbin/init"));
     assert_eq!(summary.size_bytes, std::fs::metadata(&path).unwrap().len());
     check(&path);
@@ -93,6 +93,34 @@ fn every_kind_of_entry_arrives() {
 }
 
 #[test]
+fn a_disk_to_live_on_has_a_journal_and_room() {
+    if !have("e2fsck") || !have("dumpe2fs") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let made = |mib: u64| {
+        let path = dir.path().join(mib.to_string());
+        let mut tree = RootfsBuilder::create(&path).unwrap();
+        tree.file(b"etc/data", &attributes(0o644), 40 << 20, &mut std::io::repeat(7).take(40 << 20)).unwrap();
+        let size = tree.finish("test", Room::Disk(mib << 20)).unwrap().size_bytes;
+        check(&path);
+        let shown = Command::new("dumpe2fs").arg("-h").arg(&path).output().unwrap();
+        let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+        assert!(shown.contains("has_journal") && shown.contains("Total journal blocks:     4096"), "{shown}");
+        let number = |key: &str| -> u64 {
+            let line = shown.lines().find_map(|line| line.strip_prefix(key));
+            line.unwrap().trim().parse().unwrap()
+        };
+        (size, number("Free blocks:") * 4096, number("Free inodes:"))
+    };
+    let (size, free, inodes) = made(8192);
+    assert_eq!(size, 8192 << 20);
+    assert!(free > 7900 << 20 && inodes >= 8192 * 64, "{free} {inodes}");
+    let (size, free, inodes) = made(1);
+    assert!(size < 140 << 20 && free >= 64 << 20 && inodes >= 64, "{size} {free} {inodes}");
+}
+
+#[test]
 fn what_is_replaced_is_gone_and_its_space_free() {
     if !have("e2fsck") || !have("debugfs") {
         return;
@@ -103,7 +131,7 @@ fn what_is_replaced_is_gone_and_its_space_free() {
     let data = vec![7; 3 << 20];
     tree.file(b"a/b/c", &attributes(0o644), data.len() as u64, &mut Cursor::new(&data)).unwrap();
     tree.file(b"a", &attributes(0o644), 3, &mut Cursor::new(b"now")).unwrap();
-    tree.finish("test", 16).unwrap();
+    tree.finish("test", Room::Spare(16)).unwrap();
     check(&path);
     assert_eq!(debugfs(&path, "cat /a"), "now");
     use std::os::unix::fs::MetadataExt as _;
@@ -141,7 +169,7 @@ fn holes_many_extents_large_directories_and_attributes() {
         let meta = Meta { mode: 0o755, mtime: (-1, 999_999_999), ..Meta::default() };
         writer.add(many, format!("entry-{number}").as_bytes(), meta, Node::Directory(Default::default()));
     }
-    writer.finish(UUID, 100).unwrap();
+    writer.finish(UUID, Room::Spare(100)).unwrap();
     check(&path);
     let copy = dir.path().join("copy");
     debugfs(&path, &format!("dump /holes {}", copy.display()));
@@ -175,7 +203,7 @@ fn the_same_calls_make_the_same_bytes() {
         let path = dir.path().join(name);
         let mut tree = RootfsBuilder::create(&path).unwrap();
         tree.file(b"a/b", &attributes(0o644), 5000, &mut Cursor::new(vec![1; 5000])).unwrap();
-        tree.finish("same", 0).unwrap();
+        tree.finish("same", Room::Spare(0)).unwrap();
         std::fs::read(path).unwrap()
     };
     assert!(make("one") == make("two"));
@@ -201,7 +229,7 @@ fn files_of_all_sizes_keep_their_bytes() {
         let name = format!("file{number}");
         tree.file(name.as_bytes(), &attributes(0o644), size as u64, &mut Cursor::new(data)).unwrap();
     }
-    tree.finish("test", 0).unwrap();
+    tree.finish("test", Room::Spare(0)).unwrap();
     check(&path);
     for (number, size) in sizes.into_iter().enumerate() {
         let copy = dir.path().join("copy");

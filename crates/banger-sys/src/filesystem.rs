@@ -6,6 +6,20 @@ use std::os::fd::{AsFd, AsRawFd as _};
 /// `FIFREEZE` of `linux/fs.h`, which libc does not define: `_IOWR('X', 119, int)`.
 const FREEZE: libc::Ioctl = 0xc004_5877_u32 as libc::Ioctl;
 
+/// `EXT4_IOC_RESIZE_FS` of `linux/ext4.h`, which libc does not define: `_IOW('f', 16, __u64)`.
+const RESIZE_EXT4: libc::Ioctl = 0x4008_6610_u32 as libc::Ioctl;
+
+/// Grows the mounted ext4 that `file` is on to so many of its blocks; nothing happens when it is as large already.
+///
+/// # Errors
+/// When it is no ext4, is larger, has errors or a feature that forbids it, its device is smaller, or the caller may not,
+/// which takes `CAP_SYS_RESOURCE`.
+pub fn grow_ext4(file: impl AsFd, blocks: u64) -> io::Result<()> {
+    // SAFETY: the request reads a `__u64` where the argument points to, and the descriptor is open.
+    let result = unsafe { libc::ioctl(file.as_fd().as_raw_fd(), RESIZE_EXT4, &raw const blocks) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// Writes everything of the filesystem `file` is on to its device, leaves it as after an unmount, and makes every later
 /// write wait. Meant for a machine that is switched off next.
 ///
@@ -21,8 +35,9 @@ pub fn freeze(file: impl AsFd) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn what_has_no_filesystem_is_not_frozen() {
+    fn what_has_no_filesystem_is_neither_frozen_nor_grown() {
         let (pipe, _other) = std::io::pipe().unwrap();
         assert!(super::freeze(&pipe).is_err());
+        assert!(super::grow_ext4(&pipe, 1).is_err());
     }
 }

@@ -158,6 +158,8 @@ pub enum TreeKind {
     Image,
     /// What the vm shows: image and changes. Leaves out what [`SessionKind::ExportChanges`] leaves out.
     Merged,
+    /// The root filesystem of a vm in [`InitMode::Build`]. Leaves out the files that make a vm this one.
+    Root,
 }
 
 /// What becomes of the image's init.
@@ -168,8 +170,8 @@ pub enum InitMode {
     Auto,
     /// Never run it: the agent stays the first process.
     AgentOnly,
-    /// Like `AgentOnly`, and the root is the image itself, writable: this vm finishes an image. It has no disk, and
-    /// nothing of its identity is written.
+    /// Like `AgentOnly`, and the root is the image itself, writable: this vm finishes an image, or is read whose
+    /// disk began as a copy of one. It has no other disk, and nothing of its identity is written.
     Build,
     /// The machine booted with an initrd of the image's own, whose `/init` finds the root filesystem and its init. The
     /// agent follows process 1 there. The image's drive is the vm's own copy.

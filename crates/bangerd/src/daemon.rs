@@ -157,6 +157,7 @@ impl Daemon {
             leftovers::remove(&leftover).await?;
         }
         self.adopt_published()?;
+        self.remove_lone_kernels()?;
         let rows = self.store.vms()?;
         // Archives that were being loaded; in the cache is nothing that anybody would miss.
         for entry in std::fs::read_dir(&self.paths.cache)?.flatten() {
@@ -166,8 +167,10 @@ impl Daemon {
         }
         for row in rows {
             let dir = self.paths.vm(row.id.as_str());
-            let is_read =
-                || vmsock::load_plan(&dir).is_some_and(|plan| plan.guest.init == InitMode::AgentOnly);
+            let is_read = || {
+                let mode = vmsock::load_plan(&dir).map(|plan| plan.guest.init);
+                matches!(mode, Some(InitMode::AgentOnly | InitMode::Build))
+            };
             if vmsock::is_alive(&dir) && is_read() {
                 // It was to become an image; for its owner it is stopped.
                 vmsock::end(&dir).await?;
@@ -198,6 +201,22 @@ impl Daemon {
             let other = |written: &KernelRow| written.name == row.name && written.release != row.release;
             if let Some(written) = written.filter(other) {
                 self.store.insert_kernel(&written)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes kernels that were registered with an image which did not come to be.
+    pub(crate) fn remove_lone_kernels(&self) -> anyhow::Result<()> {
+        let images = self.store.images()?;
+        for kernel in self.kernels()? {
+            let name = kernel.name.as_str();
+            let is_alone = kernel.version == own_kernel_version(name)
+                && images.iter().all(|image| image.name != name)
+                && kernel.used_by.is_empty()
+                && kernel.images.is_empty();
+            if is_alone {
+                self.delete_kernel(&kernel)?;
             }
         }
         Ok(())
@@ -353,7 +372,7 @@ impl Daemon {
             let (disk, size) = (dir.join(DISK_FILE), row.disk_size.bytes());
             let copying = move || {
                 let file = copy_sparse(&from, &disk)?;
-                // The filesystem stays as long as it is; growing it is the guest's business.
+                // The agent grows the filesystem to it.
                 file.set_len(size.max(file.metadata()?.len()))
             };
             return banger_image::blocking::start(copying).await?.context("copy the image to the vm's disk");
@@ -523,7 +542,11 @@ fn refuse_used(kind: &str, name: &str, users: &[impl std::fmt::Display], what: &
 }
 
 fn remove_dir(dir: &Path) -> anyhow::Result<()> {
-    std::fs::remove_dir_all(dir).with_context(|| format!("remove `{}`", dir.display()))
+    match std::fs::remove_dir_all(dir) {
+        // What is deleted may be damaged.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        removed => removed.with_context(|| format!("remove `{}`", dir.display())),
+    }
 }
 
 /// Memory of this machine.
@@ -564,4 +587,52 @@ fn made_up_name(taken: &[VmRow]) -> anyhow::Result<VmName> {
         }
     }
     Err(invalid("could not make up a free name; choose one with `--name`"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Daemon, own_kernel_version};
+    use crate::paths::Paths;
+    use crate::pull::{Wanted, oci_row};
+    use crate::store::KernelRow;
+    use banger_image::oci::{ImageConfig, OciImage};
+
+    #[test]
+    fn a_kernel_goes_when_the_image_it_came_with_never_came() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = Paths { state: dir.path().join("state"), cache: dir.path().join("cache") };
+        std::fs::create_dir_all(&paths.state).unwrap();
+        let daemon = Daemon::open(paths).unwrap();
+        let kernel = |name: &str, version: String| {
+            let row = KernelRow {
+                name: name.to_owned(),
+                release: String::new(),
+                version,
+                arch: String::new(),
+                created: 0,
+            };
+            daemon.store.insert_kernel(&row).unwrap();
+            std::fs::create_dir_all(daemon.paths.kernel(name)).unwrap();
+        };
+        kernel("imported", "linux 1".to_owned());
+        for name in ["alone", "whole", "shared"] {
+            kernel(name, own_kernel_version(name));
+        }
+        for (name, kernel) in [("whole", "whole"), ("other", "shared")] {
+            let image = OciImage {
+                digest: banger_image::oci::Digest::of(b""),
+                size_bytes: 0,
+                init: None,
+                config: ImageConfig::default(),
+                blobs: Vec::new(),
+            };
+            let wanted = Wanted { kernel: Some(kernel.to_owned()), ..Wanted::default() };
+            let row = oci_row(name.to_owned(), String::new(), image, &wanted);
+            daemon.store.insert_image(&row).unwrap();
+        }
+        daemon.remove_lone_kernels().unwrap();
+        let left: Vec<String> = daemon.store.kernels().unwrap().into_iter().map(|row| row.name).collect();
+        assert_eq!(left, ["imported", "shared", "whole"]);
+        assert!(!daemon.paths.kernel("alone").exists() && daemon.paths.kernel("shared").exists());
+    }
 }

@@ -6,6 +6,7 @@
 use crate::choice::Choice;
 use crate::config::Config;
 use crate::daemon::{DEFAULT_KERNEL, Daemon};
+use crate::initramfs::INITRD_FILE;
 use crate::load::SPOOL_PREFIX;
 use crate::net::NetPlan;
 use crate::plan::{Boot, DISK_FILE, Inputs, MODULES_FILE, VmPlan, plan};
@@ -14,6 +15,7 @@ use crate::state::{self, Wish};
 use crate::store::{ImageRow, KernelRow, RUN_AS_BUILD, VmRow};
 use crate::{initramfs, vmsock};
 use anyhow::{Context as _, bail};
+use banger_image::ext4::Room;
 use banger_image::oci::{ExportMeta, LocalImage, Platform, Reference, write_archive, write_layout};
 use banger_image::progress::Progress;
 use banger_wire::daemon::{Event, VmSpec, VmState, VmmChoice};
@@ -78,7 +80,7 @@ impl Daemon {
                 let place = staging.path().to_owned();
                 banger_image::blocking::start(move || write_layout(&place, &tree, &meta, true))
                     .await?
-                    .context("write the layout")?;
+                    .with_context(|| format!("write to `{}`", layout.display()))?;
                 std::fs::rename(staging.keep(), &layout)
                     .with_context(|| format!("write to `{}`", layout.display()))?;
                 Ok(None)
@@ -120,13 +122,6 @@ impl Daemon {
                 .into());
         }
         let image = self.find_image(&row.image)?.context("the vm's image is gone")?;
-        if image.initrd {
-            let text = format!(
-                "vm `{}` boots with an initrd of its image, and such vms can't be committed yet",
-                row.name
-            );
-            return Err(WireError::new(ErrorCode::Invalid, text).into());
-        }
         let taken = self.store.images()?.iter().any(|row| row.name == name.as_str());
         if taken {
             return Err(WireError::new(ErrorCode::Invalid, format!("there is an image `{name}` already"))
@@ -138,10 +133,14 @@ impl Daemon {
         // Nobody's lease: it ends when it has been read.
         let reader = VmRow { rm: false, ..row.clone() };
         let choice = self.choose_reader().await?;
-        let plan = self.reader_plan(&reader, &image, dir, self.paths.kernel(&row.kernel), choice).await?;
+        // With an initrd of its own the vm has everything on its disk, else only what it changed.
+        let (boot, tree_kind) =
+            if image.initrd { (Boot::Disk, TreeKind::Root) } else { (Boot::AgentOnly, TreeKind::Merged) };
+        let kernel = self.paths.kernel(&row.kernel);
+        let plan = self.reader_plan(&reader, &image, dir, kernel, choice, boot).await?;
         // CRASH: the vm goes on; the next start finds that it went no further than the agent, and ends it.
         let reader = EndOnDrop(plan.dir.clone());
-        self.stream_tree(&plan, TreeKind::Merged, &tree, events).await?;
+        self.stream_tree(&plan, tree_kind, &tree, events).await?;
         drop(reader);
         let meta = ExportMeta {
             name: format!("localhost/{name}:latest"),
@@ -155,9 +154,14 @@ impl Daemon {
             std::fs::remove_file(tree)?;
             anyhow::Ok(LocalImage::in_layout(&layout, None, &platform, &limits)?)
         };
-        let local = banger_image::blocking::start(write).await?.context("use the vm's files")?;
+        let mut local = banger_image::blocking::start(write).await?.context("use the vm's files")?;
+        let mut initrd = None;
+        if image.initrd {
+            local = local.with_room(Room::Disk(row.disk_size.bytes()));
+            initrd = Some(self.paths.image(&image.name).join(INITRD_FILE));
+        }
         let kernel = Some(row.kernel).filter(|kernel| kernel != DEFAULT_KERNEL);
-        let wanted = Wanted { name: Some(name.clone()), kernel, ..Wanted::default() };
+        let wanted = Wanted { name: Some(name.clone()), kernel, initrd, ..Wanted::default() };
         let _one = self.pulling.lock().await;
         let source = format!("vm {}", row.name);
         Ok(self.store_local(&local, &source, &wanted, events).await??)
@@ -200,7 +204,8 @@ impl Daemon {
             vmm: choice.vmm,
             kvm: choice.kvm,
         };
-        let plan = self.reader_plan(&row, image, dir, self.paths.kernel(&kernel.name), choice).await?;
+        let kernel = self.paths.kernel(&kernel.name);
+        let plan = self.reader_plan(&row, image, dir, kernel, choice, Boot::AgentOnly).await?;
         // Ends the vm before its files go, also when this is cancelled.
         let _build = Build::new(staging);
         self.stream_tree(&plan, TreeKind::Image, to, events).await
@@ -217,6 +222,7 @@ impl Daemon {
         dir: PathBuf,
         kernel: PathBuf,
         choice: Choice,
+        boot: Boot,
     ) -> anyhow::Result<VmPlan> {
         Ok(plan(Inputs {
             row,
@@ -233,7 +239,7 @@ impl Daemon {
             tsc_khz: self.tsc_khz().await,
             net: NetPlan::none(),
             cgroup: None,
-            boot: Boot::AgentOnly,
+            boot,
         }))
     }
 

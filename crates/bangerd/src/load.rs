@@ -2,6 +2,8 @@
 
 use crate::config::Config;
 use crate::daemon::Daemon;
+use crate::files::copy_sparse;
+use crate::initramfs::INITRD_FILE;
 use crate::pull::{ROOTFS_FILE, Wanted, image_name, oci_row, sink, staging};
 use crate::store::ImageRow;
 use anyhow::Context as _;
@@ -136,6 +138,9 @@ impl Daemon {
             Ok(image) => image,
             Err(error) => return Ok(Err(error)),
         };
+        if let Some(initrd) = &wanted.initrd {
+            copy_sparse(initrd, &staging.path().join(INITRD_FILE)).context("copy the initrd")?;
+        }
         let row = oci_row(name, source.to_owned(), image, wanted);
         self.publish_image(staging, row, events).await.map(Ok)
     }

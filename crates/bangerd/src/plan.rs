@@ -148,6 +148,8 @@ pub(crate) enum Boot {
     AgentOnly,
     /// It writes the image itself and boots no further than the agent.
     Build,
+    /// The same on a disk that began as a copy of the image.
+    Disk,
     /// The image's own initrd and init, on a disk that began as a copy of the image.
     Handover,
 }
@@ -185,6 +187,7 @@ pub(crate) fn plan(inputs: Inputs<'_>) -> VmPlan {
             drives.push(Drive { path: image.inside.clone(), read_only: false });
             writable.push(image);
         }
+        Boot::Disk => drives.push(disk),
         Boot::Handover => {
             drives.push(disk);
             cmdline.push(format!("rdinit={} root={FIRST_DRIVE} rw", crate::initramfs::APPENDED_INIT));
@@ -225,7 +228,7 @@ pub(crate) fn plan(inputs: Inputs<'_>) -> VmPlan {
         init: match boot {
             Boot::Image => InitMode::Auto,
             Boot::AgentOnly => InitMode::AgentOnly,
-            Boot::Build => InitMode::Build,
+            Boot::Build | Boot::Disk => InitMode::Build,
             Boot::Handover => InitMode::Handover,
         },
         env: image_env(config).chain(spec.env.iter().cloned()).collect(),

@@ -9,6 +9,7 @@ use crate::{initramfs, plan, vmsock};
 use anyhow::{Context as _, bail};
 use banger_image::debian::archive::{ArchiveConfig, architecture};
 use banger_image::debian::image::{self, PackageSet, Recipe};
+use banger_image::ext4::Room;
 use banger_image::filesystem::Filesystem;
 use banger_image::kernel::{KernelMeta, KernelPull};
 use banger_image::oci::{ImageConfig, OciError, OciImage, OciPull, Platform, Reference, RegistryConfig};
@@ -487,7 +488,7 @@ fn write_rootfs(
 ) -> anyhow::Result<banger_image::rootfs::RootfsSummary> {
     let mut tree = RootfsBuilder::create(path)?;
     set.write_unconfigured(&mut tree, sink)?;
-    Ok(tree.finish(name, BUILD_SPARE)?)
+    Ok(tree.finish(name, Room::Spare(BUILD_SPARE))?)
 }
 
 /// The images that are made of packages, for a hint.
@@ -542,11 +543,13 @@ pub(crate) struct Wanted {
     pub(crate) platform: Platform,
     /// The kernel of its vms; none is the default one.
     pub(crate) kernel: Option<String>,
+    /// The initrd that its vms boot with, to be copied.
+    pub(crate) initrd: Option<PathBuf>,
 }
 
 impl Default for Wanted {
     fn default() -> Self {
-        Self { name: None, platform: Platform::host(), kernel: None }
+        Self { name: None, platform: Platform::host(), kernel: None, initrd: None }
     }
 }
 
@@ -581,7 +584,7 @@ pub(crate) fn oci_row(name: String, source: String, image: OciImage, wanted: &Wa
         sha256: String::new(),
         filesystem: Filesystem::Ext4.name().to_owned(),
         blobs: image.blobs.iter().map(ToString::to_string).collect(),
-        initrd: false,
+        initrd: wanted.initrd.is_some(),
     }
 }
 

@@ -66,17 +66,18 @@ impl Daemon {
             copy_initrd(Path::new(initrd), &dir.path().join(INITRD_FILE))?;
         }
         let mut kernel = files.kernel_ref.map(String::from);
+        let mut lone = LoneKernel(self, None);
         if let Some(path) = files.kernel {
             let _ = events.send(Event::Step { label: format!("unpack {path}") });
             let found =
                 import::KernelFiles { kernel: path.into(), modules: files.modules.map(PathBuf::from) };
             let (staging, mut row) = self.make_kernel(&name, found).await?;
             row.version = own_kernel_version(&name);
-            // CRASH: a kernel that is no image's can be deleted like any other.
+            // CRASH: a kernel without its image is removed at the next start.
             self.publish_kernel(staging, row)?;
+            lone.1 = Some(name.clone());
             kernel = Some(name.clone());
         }
-        let own_kernel = kernel.clone().filter(|kernel| *kernel == name);
         let row = ImageRow {
             source: files.rootfs,
             name,
@@ -92,12 +93,9 @@ impl Daemon {
             blobs: Vec::new(),
             initrd: has_initrd,
         };
-        let published = self.publish_image(dir, row, events).await;
-        if let (Err(_), Some(own)) = (&published, own_kernel) {
-            self.store.delete_kernel(&own)?;
-            std::fs::remove_dir_all(self.paths.kernel(&own))?;
-        }
-        published
+        let row = self.publish_image(dir, row, events).await?;
+        lone.1 = None;
+        Ok(row)
     }
 
     /// Makes a kernel of a file or of what is in a directory.
@@ -150,6 +148,19 @@ impl Daemon {
         let made = banger_image::blocking::start(move || found.import(&own_name, &place));
         let meta = made.await.context("unpack the kernel")?.map_err(|error| explain(&shown, &error))?;
         Ok((staging, kernel_row(meta)))
+    }
+}
+
+/// A kernel that came with an image which is not there yet, and may never be: then it goes again.
+struct LoneKernel<'a>(&'a Daemon, Option<String>);
+
+impl Drop for LoneKernel<'_> {
+    fn drop(&mut self) {
+        if self.1.take().is_some()
+            && let Err(error) = self.0.remove_lone_kernels()
+        {
+            tracing::error!("remove a kernel without its image: {error:#}");
+        }
     }
 }
 

@@ -24,6 +24,7 @@ use banger_wire::vm::VmRequest;
 use rustix::fs::FlockOperation;
 use std::fs::File;
 use std::io::Write as _;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
@@ -37,10 +38,12 @@ const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 /// Bytes of console in one frame.
 const LOG_CHUNK: usize = 32 * 1024;
 
-/// What the C library says of a full disk, and what can be done.
+/// What the C library says of a full disk, and what can be done about the one of the owner's own directories.
 const NO_SPACE: &str = "No space left on device";
-const NO_SPACE_HINT: &str =
-    "make room: `banger image cache prune --all`, `banger vm prune`, `banger image delete`";
+const NO_SPACE_WAYS: &str = "`banger image cache prune --all`, `banger vm prune`, `banger image delete`";
+/// How an error names a place that the owner chose.
+const CHOSEN_PLACE: &str = "write to `";
+const CHOSEN_PLACE_HINT: &str = "make room there, or name a place on another disk";
 /// What is said of an image that is more than an image may be.
 const LIMITS: [&str; 5] = [
     "unpacks to more than",
@@ -192,7 +195,7 @@ async fn connection(daemon: Arc<Daemon>, stream: UnixStream) {
     }
     if let Request::VmLogs { vm, lines, follow } = &call.request {
         let done = logs(&daemon, vm, *lines, *follow, &mut reader, &mut writer).await;
-        return drop(writer.message(0, &finish(done.map(|()| Outcome::Done))).await);
+        return drop(writer.message(0, &finish(done.map(|()| Outcome::Done), &daemon.paths)).await);
     }
     operate(daemon, call.request, reader, writer).await;
 }
@@ -201,27 +204,36 @@ fn mismatch() -> WireError {
     WireError::new(ErrorCode::BuildMismatch, format!("this daemon is build {BUILD}"))
 }
 
-fn finish(result: anyhow::Result<Outcome>) -> Event {
+fn finish(result: anyhow::Result<Outcome>, paths: &Paths) -> Event {
     match result {
         Ok(outcome) => Event::Done(Box::new(outcome)),
         Err(error) => {
             tracing::info!("failed: {error:#}");
             let mut wire = wire_error(&error);
-            advise(&mut wire);
+            advise(&mut wire, paths);
             Event::Failed(wire)
         }
     }
 }
 
 /// Replaces advice about what was asked for where something else is wrong.
-fn advise(error: &mut WireError) {
+fn advise(error: &mut WireError, paths: &Paths) {
     let says = |words: &str| error.causes.iter().chain([&error.message]).any(|text| text.contains(words));
     let hint = match () {
-        () if says(NO_SPACE) => NO_SPACE_HINT,
-        () if LIMITS.into_iter().any(says) => LIMITS_HINT,
+        () if says(NO_SPACE) && says(CHOSEN_PLACE) => CHOSEN_PLACE_HINT.to_owned(),
+        () if says(NO_SPACE) => {
+            format!("make room on the disk of `{}`: {NO_SPACE_WAYS}", fuller(paths).display())
+        }
+        () if LIMITS.into_iter().any(says) => LIMITS_HINT.to_owned(),
         () => return,
     };
-    error.hint = Some(hint.to_owned());
+    error.hint = Some(hint);
+}
+
+/// The one of the owner's directories whose disk has less room.
+fn fuller(paths: &Paths) -> &Path {
+    let free = |dir: &Path| rustix::fs::statvfs(dir).map_or(u64::MAX, |disk| disk.f_bavail * disk.f_frsize);
+    if free(&paths.cache) < free(&paths.state) { &paths.cache } else { &paths.state }
 }
 
 /// Runs a request and passes its events on; a client that leaves cancels it. One that does not read its events holds up
@@ -271,7 +283,7 @@ async fn operate(
     };
     let download = download.lock().unwrap_or_else(PoisonError::into_inner).take();
     let Some(download) = download else {
-        let _ = events.send(finish(result));
+        let _ = events.send(finish(result, &daemon.paths));
         drop(events);
         let _ = writing.await;
         return;
@@ -279,7 +291,7 @@ async fn operate(
     drop(events);
     let Ok(mut writer) = writing.await else { return };
     let sent = send_file(&download, &mut reader, &mut writer).await;
-    let _ = writer.message(0, &finish(sent.and(result))).await;
+    let _ = writer.message(0, &finish(sent.and(result), &daemon.paths)).await;
 }
 
 /// Sends a file as data; a client that leaves ends it.
@@ -435,7 +447,7 @@ async fn perform_parts(
             };
             let builder = kernel.as_ref().map_or(DEFAULT_KERNEL, KernelName::as_str);
             let builder = daemon.ensure_kernel(builder, events).await?;
-            let wanted = Wanted { name, platform, kernel: kernel.map(String::from) };
+            let wanted = Wanted { name, platform, kernel: kernel.map(String::from), initrd: None };
             let row = daemon.refresh_image(&reference, &wanted, &builder, events).await?;
             Ok(Outcome::Image(find_image(daemon, &row.name)?))
         }
@@ -538,7 +550,8 @@ async fn logs(
 
 #[cfg(test)]
 mod tests {
-    use super::{LIMITS_HINT, NO_SPACE_HINT, advise};
+    use super::{CHOSEN_PLACE_HINT, LIMITS_HINT, NO_SPACE_WAYS, advise};
+    use crate::paths::Paths;
     use banger_image::oci::{EntryError, LayerError, ManifestError};
     use banger_wire::error::{ErrorCode, WireError};
 
@@ -548,13 +561,20 @@ mod tests {
         let entries = LayerError::Entries { layer: layer.clone(), limit: 5 };
         let entry = LayerError::Entry { layer, entry: b"a".to_vec(), source: EntryError::Data(5) };
         let layers = ManifestError::TooManyLayers { found: 6, limit: 5 };
-        let hint = |error: &(dyn std::error::Error + 'static)| {
-            let mut wire = WireError::from_error(ErrorCode::Failed, error).hinted("another");
-            advise(&mut wire);
+        let paths = Paths { state: "/".into(), cache: "/nowhere".into() };
+        let advised = |mut wire: WireError| {
+            advise(&mut wire, &paths);
             wire.hint.unwrap()
         };
+        let hint = |error: &(dyn std::error::Error + 'static)| {
+            advised(WireError::from_error(ErrorCode::Failed, error).hinted("another"))
+        };
         assert_eq!([hint(&entries), hint(&entry), hint(&layers)], [LIMITS_HINT; 3]);
-        assert_eq!(hint(&std::io::Error::from_raw_os_error(28)), NO_SPACE_HINT);
+        let full = std::io::Error::from_raw_os_error(28);
+        assert_eq!(hint(&full), format!("make room on the disk of `/`: {NO_SPACE_WAYS}"));
+        let mut wire = WireError::new(ErrorCode::Failed, "write to `/mnt/there`");
+        wire.causes.push(full.to_string());
+        assert_eq!(advised(wire), CHOSEN_PLACE_HINT);
         assert_eq!(hint(&ManifestError::Schema1), "another");
     }
 }

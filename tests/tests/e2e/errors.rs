@@ -70,7 +70,7 @@ fn a_disk_without_room() {
 }
 
 /// An image of one file, as `docker save` writes it.
-fn docker_archive(path: &std::path::Path, len: usize) {
+pub(crate) fn docker_archive(path: &std::path::Path, len: usize) {
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name);
     // Nothing that a filesystem could leave out.

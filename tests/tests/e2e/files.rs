@@ -2,12 +2,12 @@
 
 use crate::support::{IMAGE, Owner, has, is_root, run, show, skip};
 use std::io::Write as _;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// A tree whose one program is busybox.
-fn busybox_tree(dir: &Path) -> PathBuf {
+pub(crate) fn busybox_tree(dir: &Path) -> PathBuf {
     let root = dir.join("root");
     for name in ["bin", "sbin", "etc", "dev", "proc", "sys", "tmp", "root"] {
         std::fs::create_dir_all(root.join(name)).unwrap();
@@ -23,17 +23,17 @@ fn busybox_tree(dir: &Path) -> PathBuf {
     root
 }
 
-fn install(path: &Path, bytes: &[u8]) {
+pub(crate) fn install(path: &Path, bytes: &[u8]) {
     std::fs::write(path, bytes).unwrap();
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
 }
 
 /// Makes an ext4 of a tree, as an ordinary tool does.
-fn ext4(tree: &Path, file: &Path) {
+pub(crate) fn ext4(tree: &Path, file: &Path) {
     run(Command::new("mke2fs").args(["-q", "-t", "ext4", "-d"]).arg(tree).arg(file).arg("64M"));
 }
 
-fn missing(what: &str, programs: &[&str]) -> bool {
+pub(crate) fn missing(what: &str, programs: &[&str]) -> bool {
     let missing = programs.iter().find(|program| !has(program));
     if let Some(program) = missing {
         skip(&format!("{what}: `{program}` is not installed"));
@@ -42,7 +42,7 @@ fn missing(what: &str, programs: &[&str]) -> bool {
 }
 
 /// A directory that owners can read and write.
-fn shared_dir() -> tempfile::TempDir {
+pub(crate) fn shared_dir() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
     dir
@@ -50,7 +50,7 @@ fn shared_dir() -> tempfile::TempDir {
 
 /// A kernel as distributions ship it, made of the store's: gzip after a boot header, in a directory like `/boot`, with
 /// its modules beside.
-fn boot_tree(owner: &Owner, dir: &Path) -> (PathBuf, String) {
+pub(crate) fn boot_tree(owner: &Owner, dir: &Path) -> (PathBuf, String) {
     let kernel = owner.state().join("kernels/generic-6.12");
     let meta: serde_json::Value =
         serde_json::from_slice(&std::fs::read(kernel.join("kernel.json")).unwrap()).unwrap();
@@ -204,7 +204,7 @@ fn an_image_with_a_kernel_of_its_own() {
 }
 
 /// An initrd of the classic kind: a shell script finds the root filesystem and enters it.
-fn initrd(dir: &Path) -> PathBuf {
+pub(crate) fn initrd(dir: &Path) -> PathBuf {
     let root = dir.join("initrd.d");
     for name in ["bin", "dev", "proc", "sys", "mnt"] {
         std::fs::create_dir_all(root.join(name)).unwrap();
@@ -240,7 +240,7 @@ fn an_image_with_an_initrd_of_its_own_boots_the_classic_way() {
     let tree = busybox_tree(dir.path());
     install(
         &tree.join("sbin/init"),
-        b"#!/bin/sh\necho $$ > /init-was\nwhile :; do /bin/busybox sleep 60; done\n",
+        b"#!/bin/sh\nhostname -F /etc/hostname\necho $$ > /init-was\nwhile :; do /bin/busybox sleep 60; done\n",
     );
     let rootfs = dir.path().join("rootfs.ext4");
     ext4(&tree, &rootfs);
@@ -278,6 +278,10 @@ fn an_image_with_an_initrd_of_its_own_boots_the_classic_way() {
     let lines: Vec<&str> = said.lines().collect();
     assert_eq!(&lines[..3], ["1", "c", "c"], "{said}");
     assert!(lines[3].contains("rdinit=/banger/init root=/dev/vda rw"), "{said}");
+    let free = owner.ok(["exec", "c", "--", "/bin/busybox", "stat", "-f", "-c", "%f %S", "/"]);
+    let (blocks, len) = free.trim().split_once(' ').unwrap();
+    let free = blocks.parse::<u64>().unwrap() * len.parse::<u64>().unwrap();
+    assert!(free > 160 << 20, "the filesystem is as large as the disk: {free} bytes free");
     owner.ok(["exec", "c", "--", "sh", "-c", "echo kept > /kept; sync"]);
     owner.ok(["vm", "stop", "c"]);
     owner.ok(["vm", "start", "c"]);
@@ -329,12 +333,16 @@ fn an_image_goes_out_and_comes_back() {
     let mut mode = std::fs::metadata(tree.join("tmp")).unwrap().permissions();
     mode.set_mode(0o1777);
     std::fs::set_permissions(tree.join("tmp"), mode).unwrap();
-    let rootfs = dir.path().join("rootfs.ext4");
+    let sparse = std::fs::File::create(tree.join("etc/sparse")).unwrap();
+    sparse.write_all_at(&[7; 70_000], 300 << 20).unwrap();
+    sparse.set_len(1 << 30).unwrap();
+    let rootfs = dir.path().join("sparse.ext4");
     ext4(&tree, &rootfs);
     owner.ok(["image", "register", "--name", "out", "--rootfs", rootfs.to_str().unwrap()]);
     let mut command = owner.banger(["image", "export", "out"]);
     let archive = command.output().unwrap();
     assert!(archive.status.success(), "{}{}", show(&archive), owner.logs());
+    assert!(archive.stdout.len() < 32 << 20, "holes are not sent: {} bytes", archive.stdout.len());
     let mut load = owner.banger(["image", "load", "--name", "back"]);
     let mut child = load.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     child.stdin.take().unwrap().write_all(&archive.stdout).unwrap();
@@ -376,7 +384,43 @@ fn an_image_goes_out_and_comes_back() {
         assert_eq!(list(image), expected, "{image}");
     }
     assert_eq!(list("back").matches("passwd").count(), 2);
+    let stat = Command::new("debugfs")
+        .args(["-R", "stat /etc/sparse"])
+        .arg(owner.state().join("images/back/rootfs.ext4"))
+        .output()
+        .unwrap();
+    let stat = String::from_utf8_lossy(&stat.stdout).into_owned();
+    // In units of 512 bytes: 18 blocks.
+    assert!(stat.contains("Size: 1073741824") && stat.contains("Blockcount: 144"), "{stat}");
+    std::fs::write(dir.path().join("out.tar"), &archive.stdout).unwrap();
+    others_read_holes(dir.path(), &tree.join("etc/sparse"));
     owner.assert_nothing_left();
+}
+
+/// What other programs unpack of the exported `layout` and `out.tar` has the file's content.
+fn others_read_holes(dir: &Path, original: &Path) {
+    if !is_root() || missing("other readers of holes", &["umoci", "buildah"]) {
+        return;
+    }
+    let same = |file: &Path| {
+        let compared = Command::new("cmp").arg(file).arg(original).output().unwrap();
+        assert!(compared.status.success(), "{}", show(&compared));
+    };
+    let bundle = dir.join("bundle");
+    run(Command::new("umoci")
+        .args(["unpack", "--image", &format!("{}/layout:latest", dir.display())])
+        .arg(&bundle));
+    same(&bundle.join("rootfs/etc/sparse"));
+    let buildah = |args: &[&str]| {
+        let mut command = Command::new("buildah");
+        command.args(["--root", dir.join("storage").to_str().unwrap()]);
+        command.args(["--runroot", dir.join("run").to_str().unwrap(), "--storage-driver", "vfs"]).args(args);
+        run(&mut command).trim().to_owned()
+    };
+    let container = buildah(&["from", &format!("docker-archive:{}/out.tar", dir.display())]);
+    same(&Path::new(&buildah(&["mount", &container])).join("etc/sparse"));
+    buildah(&["umount", &container]);
+    buildah(&["rm", &container]);
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 /// What the tests of this file need; none when something is missing, which is said.
-fn prerequisites(programs: &[&str]) -> Option<()> {
+pub(crate) fn prerequisites(programs: &[&str]) -> Option<()> {
     match programs.iter().find(|program| !has(program)) {
         Some(missing) => {
             skip(&format!("images from a registry: `{missing}` is not installed"));
@@ -21,7 +21,7 @@ fn prerequisites(programs: &[&str]) -> Option<()> {
 }
 
 /// A registry on the loopback interface.
-struct Registry {
+pub(crate) struct Registry {
     process: Child,
     port: u16,
     dir: tempfile::TempDir,
@@ -35,7 +35,7 @@ impl Drop for Registry {
 }
 
 impl Registry {
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let port = free.local_addr().unwrap().port();
@@ -61,7 +61,7 @@ impl Registry {
         registry
     }
 
-    fn reference(&self, name: &str) -> String {
+    pub(crate) fn reference(&self, name: &str) -> String {
         format!("localhost:{}/{name}", self.port)
     }
 
@@ -302,7 +302,7 @@ fn the_default_image_runs_docker() {
 }
 
 /// An image of one static program and `files` files of a mebibyte each, of which `seed` decides the content.
-fn bulky_layout(dir: &Path, name: &str, files: u32, seed: u8) -> PathBuf {
+pub(crate) fn bulky_layout(dir: &Path, name: &str, files: u32, seed: u8) -> PathBuf {
     let tree = dir.join(format!("{name}.d"));
     install(&tree.join("hello"), &static_program(&code_that_prints("hello\n", seed)));
     for number in 0..files {
@@ -425,7 +425,10 @@ fn a_full_disk_is_said_and_leaves_nothing() {
         .unwrap();
     let (text, said) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(text.contains("pulled small\n") && text.contains("status 1\n"), "{}", show(&output));
-    assert!(said.contains("No space left on device") && said.contains("hint: make room: "), "{said}");
+    assert!(
+        said.contains("No space left on device") && said.contains("hint: make room on the disk of `"),
+        "{said}"
+    );
     assert!(text.contains("ok   image small: ext4, sha256 "), "{}", show(&output));
     assert!(text.contains("ok   directories: nothing is left over"), "{}", show(&output));
     assert!(!text.contains(".new-"), "{}", show(&output));

@@ -2,10 +2,12 @@
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, clippy::print_stdout, reason = "a test")]
 
 mod cgroup;
+mod crash;
 mod daemon;
 mod errors;
 mod files;
 mod images;
+mod initrd;
 mod kvm;
 mod lifecycle;
 mod nested;

@@ -5,6 +5,7 @@ use super::format::{
     self, BG_BLOCK_UNINIT, BG_INODE_UNINIT, BG_INODE_ZEROED, BLOCK, BLOCK_LEN, FIRST_INO, FLAG_EXTENTS,
     GROUP_BLOCKS, Group, INODE_LEN, JOURNAL_INO, ROOT_INO, RawInode, Superblock,
 };
+use super::journal::{self, JOURNAL_BLOCKS};
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
@@ -12,8 +13,6 @@ use std::path::Path;
 /// Inodes of a group: one for 16 KiB, as mke2fs gives.
 const INODES_PER_GROUP: u32 = 8192;
 const TABLE_BLOCKS: u64 = INODES_PER_GROUP as u64 * INODE_LEN as u64 / BLOCK;
-/// Blocks of the journal: 16 MiB, within the first group.
-const JOURNAL_BLOCKS: u64 = 4096;
 /// The smallest disk: the journal's group.
 const BLOCKS_MIN: u64 = GROUP_BLOCKS;
 
@@ -40,7 +39,7 @@ pub fn format_empty(path: &Path, size: u64, uuid: [u8; 16]) -> Result<(), Writer
     let root_block = tables + 2 + TABLE_BLOCKS;
     let journal_block = root_block + 1;
     let first_used = journal_block + JOURNAL_BLOCKS;
-    write_journal(&file, journal_block, &uuid)?;
+    journal::write(&file, journal_block, &uuid)?;
     let map = write_inodes(&file, tables + 2, root_block, journal_block, seed)?;
     let mut descriptors = Vec::new();
     let (mut free_blocks, mut free_inodes) = (0u64, 0);
@@ -88,7 +87,6 @@ pub fn format_empty(path: &Path, size: u64, uuid: [u8; 16]) -> Result<(), Writer
         groups,
         free_inodes,
         journal: Some(map),
-        journal_size: JOURNAL_BLOCKS * BLOCK,
     };
     file.write_all_at(&superblock.encode(), 1024)?;
     file.sync_all()?;
@@ -132,41 +130,11 @@ fn write_inodes(
         map,
         ..RawInode::default()
     };
-    let mut journal_map = [0; 60];
-    format::extent_node(&mut journal_map, 0, &[(0, journal_block, JOURNAL_BLOCKS as u16)]);
-    let journal = RawInode {
-        mode: 0x8000 | 0o600,
-        links: 1,
-        size: JOURNAL_BLOCKS * BLOCK,
-        blocks: JOURNAL_BLOCKS,
-        flags: FLAG_EXTENTS,
-        map: journal_map,
-        ..RawInode::default()
-    };
+    let journal = journal::inode(journal_block);
+    let journal_map = journal.map;
     for (number, inode) in [(ROOT_INO, root), (JOURNAL_INO, journal)] {
         let at = table * BLOCK + u64::from(number - 1) * INODE_LEN as u64;
         file.write_all_at(&inode.encode(number, seed), at)?;
     }
     Ok(journal_map)
-}
-
-/// Writes an empty journal's superblock (big-endian, unlike everything else).
-fn write_journal(file: &File, block: u64, uuid: &[u8; 16]) -> Result<(), WriterError> {
-    let mut journal = vec![0; 1024];
-    let fields: [(usize, u32); 8] = [
-        (0x00, 0xc03b_3998),
-        (0x04, 4), // superblock, second version
-        (0x0c, BLOCK as u32),
-        (0x10, JOURNAL_BLOCKS as u32),
-        (0x14, 1), // first block of the log
-        (0x18, 1), // first transaction
-        (0x1c, 0), // nothing to replay
-        (0x40, 1), // one filesystem uses it
-    ];
-    for (at, value) in fields {
-        journal[at..at + 4].copy_from_slice(&value.to_be_bytes());
-    }
-    journal[0x30..0x40].copy_from_slice(uuid);
-    journal[0x100..0x110].copy_from_slice(uuid);
-    Ok(file.write_all_at(&journal, block * BLOCK)?)
 }

@@ -1,5 +1,7 @@
 //! The on-disk structures, as bytes.
 
+use super::journal::JOURNAL_BLOCKS;
+
 /// Bytes of a block.
 pub(super) const BLOCK: u64 = 4096;
 /// The same, for buffers.
@@ -69,8 +71,8 @@ pub(super) struct Superblock {
     pub(super) inodes_per_group: u32,
     pub(super) groups: u32,
     pub(super) free_inodes: u32,
+    /// The map of the journal's inode.
     pub(super) journal: Option<[u8; 60]>,
-    pub(super) journal_size: u64,
 }
 
 impl Superblock {
@@ -103,8 +105,9 @@ impl Superblock {
             put32(&mut sb, 0xe0, JOURNAL_INO);
             sb[0xfd] = 1; // a copy of the journal's map follows
             sb[0x10c..0x10c + 60].copy_from_slice(map);
-            put32(&mut sb, 0x10c + 60, (self.journal_size >> 32) as u32);
-            put32(&mut sb, 0x10c + 64, self.journal_size as u32);
+            let size = JOURNAL_BLOCKS * BLOCK;
+            put32(&mut sb, 0x10c + 60, (size >> 32) as u32);
+            put32(&mut sb, 0x10c + 64, size as u32);
         }
         sb[0xec..0xfc].copy_from_slice(&self.uuid); // hash seed
         sb[0xfc] = 1; // half MD4

@@ -1,14 +1,19 @@
 //! Where everything goes once all data is written, and the tables that say so.
 
-use super::WriterError;
 use super::format::{
     self, BG_INODE_UNINIT, BG_INODE_ZEROED, BLOCK, BLOCK_LEN, FIRST_INO, GROUP_BLOCKS, Group, INODE_LEN,
     Superblock,
 };
 use super::writer::DATA_START;
+use super::{Room, WriterError};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
+
+/// Blocks that are free at least on a disk: 64 MiB.
+const DISK_SPARE: u64 = 16 * 1024;
+/// Bytes of a disk for each free inode, as mke2fs gives.
+const INODE_RATIO: u64 = 16 * 1024;
 
 /// All inodes by number, as bytes.
 #[derive(Debug)]
@@ -48,14 +53,18 @@ pub(super) struct Layout {
 }
 
 impl Layout {
-    pub(super) fn new(data_end: u64, used_inodes: u32, spare: u64) -> Result<Self, WriterError> {
-        let inodes = u64::from(used_inodes) + spare.min(u64::from(u32::MAX / 4));
+    pub(super) fn new(data_end: u64, used_inodes: u32, room: Room) -> Result<Self, WriterError> {
+        let (spare, spare_inodes, blocks_min) = match room {
+            Room::Spare(spare) => (spare, spare, 0),
+            Room::Disk(bytes) => (DISK_SPARE, bytes / INODE_RATIO, bytes / BLOCK),
+        };
+        let inodes = u64::from(used_inodes) + spare_inodes.min(u64::from(u32::MAX / 4));
         let mut groups = 1;
         loop {
             let per_group = inodes.div_ceil(groups).next_multiple_of(16);
             let table_blocks = per_group * INODE_LEN as u64 / BLOCK;
             let end = data_end + groups * (table_blocks + 2);
-            let blocks = end + spare;
+            let blocks = (end + spare).max(blocks_min);
             // The bitmap of a group's inodes is one block, so there may have to be more groups than data needs.
             let blocks = blocks.max((groups - 1) * GROUP_BLOCKS + 1);
             let needed = blocks.div_ceil(GROUP_BLOCKS);
@@ -95,6 +104,7 @@ impl Layout {
         free: &BTreeMap<u64, u64>,
         table: &InodeTable,
         uuid: [u8; 16],
+        journal: Option<[u8; 60]>,
     ) -> Result<u64, WriterError> {
         let seed = Superblock::seed(&uuid);
         file.set_len(self.blocks * BLOCK)?;
@@ -146,8 +156,7 @@ impl Layout {
             inodes_per_group: self.inodes_per_group,
             groups: self.groups,
             free_inodes,
-            journal: None,
-            journal_size: 0,
+            journal,
         };
         file.write_all_at(&superblock.encode(), 1024)?;
         file.sync_all()?;

@@ -16,8 +16,9 @@
 mod data;
 mod empty;
 mod format;
+mod journal;
 mod layout;
 mod writer;
 
 pub use empty::format_empty;
-pub use writer::{Extent, Ino, Meta, Node, Slot, Writer, WriterError, check_xattrs};
+pub use writer::{Extent, Ino, Meta, Node, Room, Slot, Writer, WriterError, check_xattrs};

@@ -3,8 +3,9 @@
 use super::data::Pieces;
 use super::format::{
     self, BLOCK, BLOCK_LEN, EXTENT_BLOCKS_MAX, EXTENTS_INLINE, EXTENTS_PER_BLOCK, FIRST_INO, FLAG_EXTENTS,
-    Leaf, ROOT_INO, RawInode, Superblock,
+    JOURNAL_INO, Leaf, ROOT_INO, RawInode, Superblock,
 };
+use super::journal::{self, JOURNAL_BLOCKS};
 use super::layout::{InodeTable, Layout};
 use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
@@ -116,6 +117,16 @@ struct Inode {
     meta: Meta,
     node: Node,
     links: u32,
+}
+
+/// What a finished filesystem has besides what was put into it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Room {
+    /// So many free blocks of 4 KiB and as many free inodes. No journal: it is read, or written to just once.
+    Spare(u64),
+    /// A journal, and what is free of so many bytes in all, with an inode for 16 KiB: a machine will live on it. Larger
+    /// than that where the content leaves less than 64 MiB.
+    Disk(u64),
 }
 
 /// Writes one filesystem.
@@ -454,17 +465,28 @@ impl Writer {
         }
     }
 
-    /// Writes all metadata and returns the filesystem's size in bytes. `spare` blocks and inodes stay free.
+    /// Writes all metadata and returns the filesystem's size in bytes.
     ///
     /// # Errors
     /// When the disk can't be written or something does not fit into ext4.
-    pub fn finish(mut self, uuid: [u8; 16], spare: u64) -> Result<u64, WriterError> {
+    pub fn finish(mut self, uuid: [u8; 16], room: Room) -> Result<u64, WriterError> {
         let seed = Superblock::seed(&uuid);
         let numbers = self.numbers();
-        let table = self.inode_table(&numbers, seed)?;
+        let mut table = self.inode_table(&numbers, seed)?;
         self.flush()?;
         self.punch()?;
-        Layout::new(self.next_block, table.len(), spare)?.write(&self.file, &self.free, &table, uuid)
+        let journal = match room {
+            Room::Spare(_) => None,
+            Room::Disk(_) => {
+                let inode = journal::inode(self.next_block);
+                journal::write(&self.file, self.next_block, &uuid)?;
+                self.next_block += JOURNAL_BLOCKS;
+                table.set(JOURNAL_INO, false, &inode.encode(JOURNAL_INO, seed));
+                Some(inode.map)
+            }
+        };
+        let layout = Layout::new(self.next_block, table.len(), room)?;
+        layout.write(&self.file, &self.free, &table, uuid, journal)
     }
 
     /// Gives the blocks of replaced files back to the host.

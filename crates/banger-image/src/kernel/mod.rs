@@ -31,6 +31,7 @@ use crate::debian::archive::{Archive, ArchiveConfig, ArchiveError, architecture}
 use crate::debian::deb::{Deb, DebError};
 use crate::debian::index::{Index, Package};
 use crate::debian::tree::{Attributes, Tree as _};
+use crate::ext4::Room;
 use crate::partial::{hash_file, hex};
 use crate::progress::{Progress, Sink};
 use crate::rootfs::{RootfsBuilder, RootfsError};
@@ -430,7 +431,7 @@ fn write_module_tree(
                 .map_err(|err| out.error("modules.ext4", err))?;
         }
     }
-    rootfs.finish(&format!("modules {}", contents.release), 0)?;
+    rootfs.finish(&format!("modules {}", contents.release), Room::Spare(0))?;
     let digest = File::open(&path).and_then(|mut file| hash_file(&mut file));
     out.sha256.insert("modules.ext4".to_owned(), digest.map_err(|err| out.error("modules.ext4", err))?);
     Ok(())

@@ -11,7 +11,7 @@ use std::path::Path;
 use super::digest::Digest;
 use super::limits::Limits;
 use super::stream::{LayerReader, Source, with_layers};
-use crate::ext4::{Meta, Node};
+use crate::ext4::{Meta, Node, Room};
 use crate::hash::{Algorithm, Hasher};
 use crate::rootfs::{RootfsBuilder, RootfsError, RootfsSummary};
 use crate::tar::{Entry, Kind, TarError, TarReader, clean_path};
@@ -112,6 +112,7 @@ pub(crate) fn write_layers(
     path: &Path,
     layers: &[Layer],
     source: &Source<'_>,
+    room: Room,
 ) -> Result<RootfsSummary, LayerError> {
     let mut rootfs = RootfsBuilder::create(path).map_err(LayerError::Create)?;
     let mut left = source.limits.entries;
@@ -126,7 +127,7 @@ pub(crate) fn write_layers(
     for layer in layers {
         identity.update(format!("{}\n", layer.diff_id).as_bytes());
     }
-    rootfs.finish(&identity.finish(), 0).map_err(LayerError::Finish)
+    rootfs.finish(&identity.finish(), room).map_err(LayerError::Finish)
 }
 
 fn apply(

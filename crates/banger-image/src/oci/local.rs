@@ -21,6 +21,7 @@ use super::pull::{INDEXES_MAX, OciImage, Unfinished};
 use super::reference::{Reference, ReferenceError};
 use super::spool::{Archive, Member};
 use super::stream::Source;
+use crate::ext4::Room;
 use crate::hash::Algorithm;
 
 /// Images of one archive.
@@ -124,6 +125,7 @@ pub struct LocalImage {
     config: ImageConfig,
     layers: Vec<(Layer, PathBuf)>,
     limits: Limits,
+    room: Room,
 }
 
 impl LocalImage {
@@ -170,6 +172,12 @@ impl LocalImage {
         &self.digest
     }
 
+    /// Sets what its filesystem will have besides the image's files; nothing, otherwise.
+    #[must_use]
+    pub fn with_room(self, room: Room) -> Self {
+        Self { room, ..self }
+    }
+
     /// Writes the filesystem to a new file. After an error, or when the future is dropped, the file is gone.
     pub async fn write_to(&self, rootfs: &Path) -> Result<OciImage, LocalError> {
         let cancelled = Arc::new(AtomicBool::new(false));
@@ -189,7 +197,7 @@ impl LocalImage {
             cancelled,
             read: &AtomicU64::new(0),
         };
-        let written = write_layers(rootfs, &layers, &source);
+        let written = write_layers(rootfs, &layers, &source, self.room);
         // A file that was there before is not ours to remove.
         if matches!(written, Ok(_) | Err(LayerError::Create(_))) {
             unfinished.0 = None;
@@ -407,6 +415,7 @@ fn from_manifest(
         config: config.image,
         layers: found,
         limits: limits.clone(),
+        room: Room::Spare(0),
     })
 }
 
@@ -458,6 +467,7 @@ fn saved(
             config: config.image,
             layers: found,
             limits: limits.clone(),
+            room: Room::Spare(0),
         })
     };
     images.into_iter().map(image).collect()

@@ -22,6 +22,7 @@ use super::limits::Limits;
 use super::manifest::{Config, Descriptor, Document, ImageConfig, ManifestError, Platform, choose};
 use super::reference::Reference;
 use super::stream::Source;
+use crate::ext4::Room;
 use crate::progress::{Progress, Sink};
 use crate::rootfs::RootfsSummary;
 
@@ -259,7 +260,7 @@ impl OciPull {
                 cancelled: &arrivals.cancelled,
                 read: &arrivals.unpacked,
             };
-            let result = write_layers(&rootfs, &layers, &source);
+            let result = write_layers(&rootfs, &layers, &source, Room::Spare(0));
             // A file that was there before is not ours to remove.
             if matches!(result, Ok(_) | Err(LayerError::Create(_))) {
                 unfinished.0 = None;

@@ -88,6 +88,28 @@ async fn everything_a_layer_says_arrives() {
 }
 
 #[tokio::test]
+async fn a_directory_may_have_a_hundred_thousand_entries() {
+    const ENTRIES: usize = 100_000;
+    let mut archive = Archive::new().directory("wide");
+    for number in 0..ENTRIES {
+        archive = archive.file(&format!("wide/entry-{number}"), b"");
+    }
+    let (place, tar) = (Place::new(), archive.end());
+    // Compressed, so many headers would be more than any real layer unpacks to.
+    pull(&place, vec![(tar.clone(), tar)]).await.unwrap();
+    if !readback::have("debugfs") || !readback::have("e2fsck") {
+        return;
+    }
+    readback::check(&place.rootfs());
+    let mut debugfs = std::process::Command::new("debugfs");
+    let listed = debugfs.args(["-R", "ls -p /wide"]).arg(place.rootfs()).output().unwrap();
+    let listed = String::from_utf8(listed.stdout).unwrap();
+    let names: std::collections::HashSet<&str> =
+        listed.lines().filter_map(|line| line.split('/').nth(5)).collect();
+    assert_eq!(names.iter().filter(|name| name.starts_with("entry-")).count(), ENTRIES);
+}
+
+#[tokio::test]
 async fn whiteouts_hide_lower_layers_in_any_order() {
     let lower = || {
         Archive::new()

@@ -30,7 +30,7 @@ impl Paths {
         for dir in [&paths.state, &paths.cache] {
             private_dir(dir)?;
         }
-        for dir in ["run", "vms", "images", "kernels", "archive", "templates", "workspaces"] {
+        for dir in ["run", "vms", "images", "kernels", "archive", "templates", "workspaces", "caches"] {
             private_dir(&paths.state.join(dir))?;
         }
         Ok(paths)
@@ -50,6 +50,10 @@ impl Paths {
 
     pub(crate) fn image(&self, name: &str) -> PathBuf {
         self.state.join("images").join(name)
+    }
+
+    pub(crate) fn caches(&self) -> PathBuf {
+        self.state.join("caches")
     }
 
     pub(crate) fn templates(&self) -> PathBuf {

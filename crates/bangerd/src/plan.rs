@@ -57,6 +57,12 @@ pub(crate) struct VmPlan {
     pub(crate) net: NetPlan,
     /// The vm ends when the connection that holds its lease ends.
     pub(crate) lease: bool,
+    /// How long it runs without a session, in milliseconds; none is until somebody ends it.
+    #[serde(default)]
+    pub(crate) auto_stop_ms: Option<u64>,
+    /// Files on the host that are in one vm at a time; the supervisor and the VMM hold an exclusive `flock` on each.
+    #[serde(default)]
+    pub(crate) caches: Vec<PathBuf>,
     /// How long the agent may stay silent before the boot counts as failed, in milliseconds.
     pub(crate) boot_timeout_ms: u64,
     /// How the machine comes to life.
@@ -236,7 +242,9 @@ pub(crate) fn plan(inputs: Inputs<'_>) -> VmPlan {
             image_fs: inputs.filesystem,
             disk: "/dev/vdb".to_owned(),
             modules,
+            caches: Vec::new(),
         },
+        ca: None,
     };
     VmPlan {
         id: row.id.clone(),
@@ -250,6 +258,8 @@ pub(crate) fn plan(inputs: Inputs<'_>) -> VmPlan {
         guest,
         net,
         lease: row.rm,
+        auto_stop_ms: None,
+        caches: Vec::new(),
         boot_timeout_ms: BOOT_TIMEOUT_MS,
         start: Start::Boot,
         without: Vec::new(),

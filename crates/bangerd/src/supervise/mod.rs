@@ -44,6 +44,14 @@ pub(crate) fn run(dir: &Path) -> anyhow::Result<()> {
     let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let disk = rustix::fs::open(dir.join(DISK_FILE), flags, Mode::empty()).context("open the vm's disk")?;
     lock(&disk).context("lock the vm's disk: another supervisor runs this vm")?;
+    let mut locked = vec![disk];
+    for cache in &plan.caches {
+        let shown = cache.display();
+        let file = rustix::fs::open(cache, flags, Mode::empty())
+            .with_context(|| format!("open the cache `{shown}`"))?;
+        lock(&file).with_context(|| format!("lock the cache `{shown}`: another vm has it"))?;
+        locked.push(file);
+    }
     if let Some(dir) = &plan.cgroup {
         // First of all, so that everything of the vm is in it, and nothing of it sees it.
         crate::cgroup::join(dir).with_context(|| format!("enter the control group `{}`", dir.display()))?;
@@ -68,7 +76,8 @@ pub(crate) fn run(dir: &Path) -> anyhow::Result<()> {
     if namespace::fork().context("start process 1 of the vm")?.is_some() {
         return Ok(());
     }
-    let end = match supervise(&plan, disk.as_raw_fd()) {
+    let kept: Vec<RawFd> = locked.iter().map(|file| file.as_raw_fd()).collect();
+    let end = match supervise(&plan, &kept) {
         Ok(Some(end)) => end,
         // This was the process that starts `pasta`.
         Ok(None) => return Ok(()),
@@ -78,7 +87,7 @@ pub(crate) fn run(dir: &Path) -> anyhow::Result<()> {
         }
     };
     save_end(&end).context("write how the vm ended")?;
-    drop(disk);
+    drop(locked);
     Ok(())
 }
 
@@ -95,7 +104,8 @@ fn lock(disk: &OwnedFd) -> rustix::io::Result<()> {
     }
 }
 
-fn supervise(plan: &VmPlan, disk: RawFd) -> anyhow::Result<Option<VmEnd>> {
+/// `kept` are the locked files, which the VMM keeps too: as long as it could write, they are in use.
+fn supervise(plan: &VmPlan, kept: &[RawFd]) -> anyhow::Result<Option<VmEnd>> {
     if plan.run_as.is_some() {
         root::mount_proc().context("mount /proc")?;
     } else {
@@ -109,7 +119,7 @@ fn supervise(plan: &VmPlan, disk: RawFd) -> anyhow::Result<Option<VmEnd>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let run = async {
         let starter = starter.map(Starter::new).transpose().context("reach what starts `pasta`")?;
-        vm::run(plan, disk, starter).await
+        vm::run(plan, kept, starter).await
     };
     tokio::task::LocalSet::new().block_on(&runtime, run).map(Some)
 }

@@ -6,7 +6,7 @@
 
 use crate::config::Config;
 use crate::daemon::Daemon;
-use crate::plan::{Bind, VmPlan};
+use crate::plan::{Bind, GUEST_HOME, VmPlan};
 use crate::pull::{entropy, staging};
 use crate::vmsock;
 use anyhow::Context as _;
@@ -266,6 +266,15 @@ fn open(file: &Path) -> std::io::Result<File> {
     Ok(File::from(rustix::fs::open(file, flags, Mode::empty())?))
 }
 
+/// Understands a place below the guest's home.
+pub(crate) fn settle_places(caches: &mut [CacheMount]) {
+    for cache in caches {
+        if let Some(below) = cache.path.strip_prefix("~/") {
+            cache.path = format!("{GUEST_HOME}/{below}");
+        }
+    }
+}
+
 /// Tells whether a vm has it. Shared, so that two who ask do not take each other for one.
 fn is_busy(file: &Path) -> bool {
     let Ok(file) = open(file) else { return false };
@@ -318,6 +327,9 @@ mod tests {
         ] {
             assert!(check(&mounts(&[("c", bad)])).is_err(), "{bad:?}");
         }
+        let mut below_home = mounts(&[("c", "~/.cargo")]);
+        settle_places(&mut below_home);
+        assert_eq!(below_home, mounts(&[("c", "/root/.cargo")]));
         assert!(check(&mounts(&[("a", "/a"), ("b", "/b")])).is_ok());
         assert!(check(&mounts(&[("a", "/a"), ("a", "/b")])).is_err());
         assert!(check(&mounts(&[("a", "/a"), ("b", "/a/")])).is_err());

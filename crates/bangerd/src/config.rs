@@ -3,6 +3,7 @@
 pub(crate) mod keys;
 mod show;
 
+use crate::cache::settle_places;
 use anyhow::Context as _;
 use banger_image::oci::{HostConfig, Limits};
 use banger_wire::daemon::{CacheMount, ConfigView, NetMode, VmmChoice};
@@ -162,6 +163,7 @@ impl Config {
         keys::look_through(text, keys::CONFIG, WHAT, &shown)?;
         let mut config: Self =
             toml::from_str(text).map_err(|error| keys::no_toml(text, &error, WHAT, &shown))?;
+        settle_places(&mut config.cache);
         for path in [&mut config.firecracker_bin, &mut config.qemu_bin, &mut config.ca_file]
             .into_iter()
             .chain(config.registry.values_mut().map(|registry| &mut registry.ca_file))

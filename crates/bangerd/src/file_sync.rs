@@ -5,6 +5,7 @@
 
 use crate::config::{Config, FileSync, below_home, home, keys};
 use crate::daemon::Daemon;
+use crate::plan::GUEST_HOME;
 use crate::vmsock;
 use banger_wire::bytes::ByteString;
 use banger_wire::channel::ChannelWriter;
@@ -19,8 +20,6 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::sync::mpsc::UnboundedSender;
 
-/// Where `~` is in a guest.
-const GUEST_HOME: &str = "/root";
 /// All files of all entries: dotfiles, not data.
 const BYTES_MAX: u64 = 64 << 20;
 /// The same for their number.

@@ -15,6 +15,8 @@ use banger_wire::names::{VmId, VmName};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
+/// Where `~` is in a guest.
+pub(crate) const GUEST_HOME: &str = "/root";
 /// Name of the plan within the vm's directory.
 pub(crate) const PLAN_FILE: &str = "plan.json";
 /// The vm's own disk; its supervisor holds an exclusive `flock` on it for as long as it lives.

@@ -3,6 +3,7 @@
 //! Nothing is made here. A checkout's file is written by somebody nobody knows: it chooses what the vm is made of, and takes
 //! away what the vm may do, but gives nothing.
 
+use crate::cache::settle_places;
 use crate::config::{Config, keys};
 use crate::daemon::DEFAULT_IMAGE;
 use crate::load::LAYOUT_PREFIX;
@@ -68,6 +69,7 @@ pub(crate) fn fill_in(spec: &VmSpec, config: &Config) -> Result<Asked, WireError
             spec.net = Some(net);
         }
     }
+    settle_places(&mut spec.caches);
     let defaults = &config.vm_defaults;
     let image = || config.default_image.clone().unwrap_or_else(|| DEFAULT_IMAGE.to_owned());
     spec.image = Some(spec.image.unwrap_or_else(image));

@@ -329,6 +329,7 @@ async fn perform(
             note(None);
             if let Err(error) = &started
                 && wire_error(error).code == ErrorCode::Invalid
+                && !vmsock::is_alive(&daemon.paths.vm(row.id.as_str()))
             {
                 // What is refused leaves nothing.
                 daemon.remove(&row).await?;

@@ -1,6 +1,6 @@
 //! The config, and what it and a checkout's own file make of vms.
 
-use crate::support::{IMAGE, Owner, run, show, wait_for};
+use crate::support::{IMAGE, Owner, is_root, run, show, skip, wait_for};
 use insta::assert_snapshot;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -220,6 +220,22 @@ fn a_cache_outlives_its_vms() {
     assert!(owner.ok(["cache", "prune"]).starts_with("deleted c\nfreed "));
     assert_eq!(owner.ok(["cache", "list", "--json"]), "[]\n");
     assert_eq!(std::fs::read_dir(owner.state().join("caches")).unwrap().count(), 0);
+    owner.assert_nothing_left();
+}
+
+#[test]
+fn a_cache_goes_from_user_to_user_of_roots_vms() {
+    if !is_root() {
+        return skip("a_cache_goes_from_user_to_user_of_roots_vms: only root has vms of several users");
+    }
+    let owner = Owner::root();
+    owner.copy_store();
+    // Another vm at the same time, so that the next one is another user's.
+    let written = with_cache(&owner, "echo kept > /root/c/file");
+    assert!(written.status.success(), "{}", show(&written));
+    owner.ok(["vm", "create", "--no-start", "--image", IMAGE, "--name", "between"]);
+    assert_eq!(text(&with_cache(&owner, "cat /root/c/file")), "kept\n");
+    owner.ok(["vm", "delete", "between"]);
     owner.assert_nothing_left();
 }
 

@@ -21,6 +21,8 @@ use std::path::{Path, PathBuf};
 pub(crate) struct Config {
     /// How much the daemon's log tells.
     pub(crate) log_level: Option<String>,
+    /// Where the state directory is. Read on its own, by [`state_dir`].
+    pub(crate) state_dir: Option<PathBuf>,
     /// What vms are, unless they are asked to be something else.
     #[serde(default)]
     pub(crate) vm_defaults: VmDefaults,
@@ -217,6 +219,26 @@ impl Config {
 
 /// What the file is called in messages.
 const WHAT: &str = "the config";
+
+/// Returns where the owner wants the state directory, whatever else is wrong with the file. The client finds it in the
+/// same way.
+///
+/// # Errors
+/// When the file names one, and can't be understood so far.
+pub(crate) fn state_dir() -> anyhow::Result<Option<PathBuf>> {
+    let Some(path) = path() else { return Ok(None) };
+    let Ok(text) = std::fs::read_to_string(&path) else { return Ok(None) };
+    let shown = path.display().to_string();
+    let table = match toml::from_str::<toml::Table>(&text) {
+        Ok(table) => table,
+        Err(error) if text.contains("state_dir") => {
+            return Err(keys::no_toml(&text, &error, WHAT, &shown).into());
+        }
+        Err(_) => return Ok(None),
+    };
+    let named = table.get("state_dir").and_then(toml::Value::as_str).map(|text| below_home(Path::new(text)));
+    Ok(named.filter(|path| path.is_absolute()))
+}
 
 /// The owner's home.
 pub(crate) fn home() -> Option<PathBuf> {

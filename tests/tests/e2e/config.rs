@@ -57,6 +57,15 @@ fn every_value_says_where_it_comes_from() {
     let output = owner.banger(["config", "show"]).env("BANGER_LOG", "debug").output().unwrap();
     assert!(text(&output).contains("environment, BANGER_LOG"), "{}", show(&output));
 
+    // Client and daemon find each other where it says.
+    owner.ok(["daemon", "stop"]);
+    configure(&owner, "state_dir = \"~/elsewhere\"\n");
+    owner.ok(["vm", "list"]);
+    let dir = owner.json(&["daemon", "status", "--json"])["state_dir"].as_str().unwrap().to_owned();
+    assert_eq!(Path::new(&dir), owner.home().join("elsewhere"));
+    assert!(owner.home().join("elsewhere/run/bangerd.sock").exists(), "and not only in words");
+    owner.ok(["daemon", "stop"]);
+
     configure(
         &owner,
         "default_imag = 'x'\nvcpu = 2\nauto_stop_after = 'soon'\n[vm_default]\n[[cache]]\npath = 5\n",

@@ -71,6 +71,10 @@ pub(crate) const CONFIG: &[Key] = &[
         variable: Some("BANGER_LOG"),
         ..key("log_level", Kind::Word(&["error", "warn", "info", "debug", "trace"]), || json!("info"))
     },
+    Key {
+        variable: Some("BANGER_STATE_DIR"),
+        ..key("state_dir", Kind::Path, || json!(crate::paths::default_state()))
+    },
     key("default_image", Kind::Text("the name of an image, or a reference"), || json!(DEFAULT_IMAGE)),
     key("vmm", Kind::Word(&["auto", "firecracker", "qemu"]), || json!("auto")),
     unset("firecracker_bin", Kind::Path),

@@ -53,7 +53,11 @@ fn run(open: impl FnOnce() -> io::Result<Port>, in_guest: bool) -> io::Result<()
         let disk = in_guest.then(|| config.drives.disk.clone());
         // What has to be whole at the end: the vm's disk, or the image it finishes.
         let image_is_written = matches!(config.init, InitMode::Build | InitMode::Handover);
-        let written = if image_is_written { Some(config.drives.image.clone()) } else { disk.clone() };
+        let written = match (image_is_written, in_guest) {
+            (true, _) => vec![config.drives.image.clone()],
+            (false, true) => config.drives.written(),
+            (false, false) => Vec::new(),
+        };
         let image = in_guest.then(|| (config.drives.image.clone(), config.drives.image_fs.clone()));
         let defaults = Defaults { env: config.env, workdir: config.workdir, user: config.user, disk, image };
         link::serve(&mut incoming, &out, &defaults, &mut Local { in_guest, written }).await
@@ -139,8 +143,8 @@ fn become_vm(config: &GuestConfig) -> Result<Option<Readiness>, Failure> {
 /// Control messages that concern the guest as a whole.
 struct Local {
     in_guest: bool,
-    /// The device of the filesystem that is written to.
-    written: Option<String>,
+    /// The devices of the filesystems that are written to.
+    written: Vec<String>,
 }
 
 impl Control for Local {
@@ -176,7 +180,7 @@ fn reply(out: &mpsc::Sender<Frame>, message: GuestMessage) {
 }
 
 /// Writes everything to the disk, then leaves the rest to systemd where it is process 1, or ends the machine.
-fn shut_down(reboot: bool, disk: Option<String>, out: mpsc::Sender<Frame>) {
+fn shut_down(reboot: bool, disks: Vec<String>, out: mpsc::Sender<Frame>) {
     tokio::task::spawn_local(async move {
         let _ = tokio::task::spawn_blocking(rustix::fs::sync).await;
         link::send(&out, &GuestMessage::GoingDown { reboot }).await;
@@ -188,6 +192,6 @@ fn shut_down(reboot: bool, disk: Option<String>, out: mpsc::Sender<Frame>) {
                 return;
             }
         }
-        let _ = tokio::task::spawn_blocking(move || shutdown::power_off(reboot, disk.as_deref())).await;
+        let _ = tokio::task::spawn_blocking(move || shutdown::power_off(reboot, &disks)).await;
     });
 }

@@ -2,12 +2,12 @@
 
 use banger_sys::netif;
 use banger_sys::netlink::Changes;
-use banger_wire::guest::{GuestConfig, GuestDrives, GuestNetwork, InitMode};
+use banger_wire::guest::{GuestCache, GuestConfig, GuestDrives, GuestNetwork, InitMode};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::Mode;
 use rustix::mount::{MountFlags, mount, mount_bind, mount_move};
 use std::io::{self, Write as _};
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -85,6 +85,9 @@ pub(crate) fn configure(config: &GuestConfig) -> Result<Option<Init>, Failure> {
     if config.init != InitMode::Build {
         at("write identity", write_identity(root, config))?;
     }
+    if let Some(ca) = &config.ca {
+        at("add the certificate", trust(root, ca))?;
+    }
     if let Some(network) = &config.network {
         at("configure network", configure_network(network))?;
     }
@@ -95,7 +98,7 @@ pub(crate) fn configure(config: &GuestConfig) -> Result<Option<Init>, Failure> {
     }
     at("prepare /run", prepare_run(root, init.as_ref()))?;
     if init.as_ref().is_some_and(|init| init.is_systemd) {
-        let prepared = shutdown::prepare(Path::new("/"), &root.join("run"), &config.drives.disk);
+        let prepared = shutdown::prepare(Path::new("/"), &root.join("run"), &config.drives.written());
         at("prepare the shutdown", prepared)?;
     }
     Ok(init)
@@ -176,6 +179,84 @@ fn mount_root(drives: &GuestDrives, init: &InitMode) -> Result<(), Failure> {
         let target = root.join(lib).join("modules").join(release);
         at("mount modules", std::fs::create_dir_all(&target))?;
         at("mount modules", mount(modules, &target, "ext4", MountFlags::RDONLY, Some(c"noload")))?;
+    }
+    for cache in &drives.caches {
+        at("mount cache", mount_cache(root, cache))?;
+    }
+    Ok(())
+}
+
+/// Mounts a cache at a directory of the new root, which is made where it is missing. Links on the way lead where they
+/// would lead inside.
+fn mount_cache(root: &Path, cache: &GuestCache) -> io::Result<()> {
+    let place = make_dirs_inside(root, &cache.path)?;
+    let place = format!("/proc/self/fd/{}", place.as_raw_fd());
+    let flags = MountFlags::NOATIME | MountFlags::NODEV;
+    mount(&cache.device, place, "ext4", flags, None)
+        .map_err(|error| io::Error::other(format!("`{}`: {error}", cache.path.escape_debug())))
+}
+
+/// Opens a directory as it is called inside the new root, and makes what is missing of it.
+fn make_dirs_inside(root: &Path, path: &str) -> io::Result<OwnedFd> {
+    use rustix::fs::{OFlags, ResolveFlags};
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let top = rustix::fs::open(root, flags, Mode::empty())?;
+    let open = |path: &Path| rustix::fs::openat2(&top, path, flags, Mode::empty(), ResolveFlags::IN_ROOT);
+    let mut at = PathBuf::from("/");
+    let mut dir = open(&at)?;
+    for part in path.split('/').filter(|part| !part.is_empty()) {
+        at.push(part);
+        dir = match open(&at) {
+            Err(rustix::io::Errno::NOENT) => {
+                rustix::fs::mkdirat(&dir, part, Mode::from_raw_mode(0o755))?;
+                open(&at)?
+            }
+            opened => opened?,
+        };
+    }
+    Ok(dir)
+}
+
+/// Where distributions keep the certificates their programs trust, in one file.
+const BUNDLES: [&str; 4] = [
+    "etc/ssl/certs/ca-certificates.crt",
+    "etc/pki/tls/certs/ca-bundle.crt",
+    "etc/ssl/ca-bundle.pem",
+    "etc/ssl/cert.pem",
+];
+/// Where Debian's and Alpine's `update-ca-certificates` look for more.
+const OWN_CERTIFICATES: &str = "usr/local/share/ca-certificates";
+/// Longest bundle that is read: that of a distribution has 250 KiB.
+const BUNDLE_LEN_MAX: u64 = 4 << 20;
+
+/// Adds a certificate to those the image's programs trust. A later start with the same one changes nothing.
+fn trust(root: &Path, ca: &str) -> io::Result<()> {
+    use std::io::Read as _;
+    let mut found = false;
+    for bundle in BUNDLES {
+        let Some((dir, name)) = bundle.rsplit_once('/').filter(|(dir, _)| is_real_dir(root, dir)) else {
+            continue;
+        };
+        let path = root.join(dir).join(name);
+        // A link, often to another of these files; that one has its turn.
+        if !std::fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.is_file()) {
+            continue;
+        }
+        found = true;
+        let mut text = Vec::new();
+        std::fs::File::open(&path)?.take(BUNDLE_LEN_MAX).read_to_end(&mut text)?;
+        if !text.windows(ca.len()).any(|part| part == ca.as_bytes()) {
+            let mut file = std::fs::OpenOptions::new().append(true).open(&path)?;
+            file.write_all(format!("\n{}\n", ca.trim_end()).as_bytes())?;
+        }
+    }
+    if !found {
+        drop(make_dirs_inside(root, "etc/ssl/certs")?);
+        replace(root, BUNDLES[0], ca, 0o644)?;
+    }
+    if is_real_dir(root, "usr/local/share") {
+        make_dir(&root.join(OWN_CERTIFICATES))?;
+        replace(root, &format!("{OWN_CERTIFICATES}/banger.crt"), ca, 0o644)?;
     }
     Ok(())
 }

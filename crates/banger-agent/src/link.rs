@@ -7,6 +7,7 @@ use banger_wire::frame::{DATA_LEN_MAX, Decoder, Frame, FrameError, HEADER_LEN, K
 use banger_wire::guest::{GuestMessage, HostMessage, SessionKind, TreeKind};
 use banger_wire::stream::FrameWriter;
 use std::collections::HashMap;
+use std::path::Path;
 use tokio::io::AsyncReadExt as _;
 use tokio::sync::mpsc;
 
@@ -161,6 +162,16 @@ fn open_session(
             tokio::task::spawn_local(session::exchange_items(
                 session,
                 "place the files",
+                work,
+                queue,
+                out.clone(),
+            ));
+        }
+        SessionKind::Write => {
+            let work = |input, _output| workspace::write(Path::new("/"), input);
+            tokio::task::spawn_local(session::exchange_items(
+                session,
+                "write the files",
                 work,
                 queue,
                 out.clone(),

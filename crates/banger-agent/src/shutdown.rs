@@ -18,9 +18,9 @@ use std::time::{Duration, Instant};
 
 /// The name systemd runs it by.
 pub(crate) const NAME: &str = "/shutdown";
-/// Where the initramfs says which device is the vm's disk.
-const DEVICE_FILE: &str = "/disk.device";
-/// Where the disk is mounted once more to be frozen.
+/// Where the initramfs says which devices are written to, one a line.
+const DEVICES_FILE: &str = "/disk.devices";
+/// Where those are mounted once more to be frozen.
 const PLACE: &str = "/run/banger-disk";
 /// How long processes may take to end when asked, before they are killed.
 const TERMINATE_TIME: Duration = Duration::from_secs(2);
@@ -30,11 +30,11 @@ const HOLD_TIME: Duration = Duration::from_secs(1);
 const KILL_TIME: Duration = Duration::from_secs(5);
 
 /// Makes the initramfs what systemd enters last. `initramfs` is its root, `run` the new root's `/run`.
-pub(crate) fn prepare(initramfs: &Path, run: &Path, device: &str) -> io::Result<()> {
+pub(crate) fn prepare(initramfs: &Path, run: &Path, devices: &[String]) -> io::Result<()> {
     for dir in ["oldroot", "run"] {
         super::guest::make_dir(&initramfs.join(dir))?;
     }
-    std::fs::write(initramfs.join(DEVICE_FILE.trim_start_matches('/')), device)?;
+    std::fs::write(initramfs.join(DEVICES_FILE.trim_start_matches('/')), devices.join("\n"))?;
     std::fs::hard_link(initramfs.join("init"), initramfs.join("shutdown"))?;
     // Loaded long ago, and this memory would be the guest's no more.
     let _ = std::fs::remove_dir_all(initramfs.join("modules"));
@@ -47,8 +47,9 @@ pub(crate) fn prepare(initramfs: &Path, run: &Path, device: &str) -> io::Result<
 /// Is `/shutdown`, process 1 of a machine whose services have ended. Returns only when it could not end the machine.
 pub(crate) fn run(how: &str) -> io::Result<()> {
     end_processes(KILL_TIME, Signal::KILL);
-    if let Ok(device) = std::fs::read_to_string(DEVICE_FILE) {
-        freeze(&device)?;
+    let devices = std::fs::read_to_string(DEVICES_FILE).unwrap_or_default();
+    for (number, device) in devices.lines().enumerate() {
+        freeze(device, number)?;
     }
     Ok(rustix::system::reboot(command(how == "reboot"))?)
 }
@@ -57,7 +58,7 @@ pub(crate) fn run(how: &str) -> io::Result<()> {
 ///
 /// Process 1 can't be ended. It is held instead: it would see its children die and do something about it, and at the very
 /// end it would lose its drives under its feet, which Linux 6.12 takes away before the power, and panic.
-pub(crate) fn power_off(reboot: bool, device: Option<&str>) {
+pub(crate) fn power_off(reboot: bool, devices: &[String]) {
     if let Err(error) = banger_sys::process::hold(Pid::INIT.as_raw_nonzero().get(), HOLD_TIME) {
         crate::init::log(&format!("hold process 1: {error}, ignoring"));
     }
@@ -65,9 +66,10 @@ pub(crate) fn power_off(reboot: bool, device: Option<&str>) {
     end_processes(KILL_TIME, Signal::KILL);
     rustix::fs::sync();
     // A disk that can't be frozen has a journal, and what was synced is in it.
-    let frozen = device.map_or(Ok(()), freeze);
-    if let Err(error) = frozen {
-        crate::init::log(&format!("freeze the disk: {error}, ignoring"));
+    for (number, device) in devices.iter().enumerate() {
+        if let Err(error) = freeze(device, number) {
+            crate::init::log(&format!("freeze `{device}`: {error}, ignoring"));
+        }
     }
     let _ = rustix::system::reboot(command(reboot));
 }
@@ -76,10 +78,11 @@ fn command(reboot: bool) -> RebootCommand {
     if reboot { RebootCommand::Restart } else { RebootCommand::PowerOff }
 }
 
-fn freeze(device: &str) -> io::Result<()> {
-    std::fs::create_dir_all(PLACE)?;
-    mount(device.trim(), PLACE, "ext4", MountFlags::NOATIME, None)?;
-    banger_sys::filesystem::freeze(std::fs::File::open(PLACE)?)
+fn freeze(device: &str, number: usize) -> io::Result<()> {
+    let place = format!("{PLACE}-{number}");
+    std::fs::create_dir_all(&place)?;
+    mount(device, &place, "ext4", MountFlags::NOATIME, None)?;
+    banger_sys::filesystem::freeze(std::fs::File::open(&place)?)
 }
 
 /// Signals every process but the first and this one, and waits until they have ended, at most for `patience`.

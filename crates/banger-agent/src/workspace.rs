@@ -74,6 +74,53 @@ fn remove(tree: &Path) -> Result<()> {
     }
 }
 
+/// Writes files below `root`, each in place of what has its name. What is there already stays otherwise.
+///
+/// # Errors
+/// When anything can't be written; what came before it is there then.
+pub(crate) fn write(root: &Path, input: impl Read) -> Result<()> {
+    let mut reader = ItemReader::new(input);
+    loop {
+        let item = reader.next_item()?;
+        let path = item.path().map(|path| root.join(path.as_os_str())).unwrap_or_default();
+        match item {
+            Item::Directory { mode, .. } => {
+                let was_there = path.is_dir();
+                std::fs::create_dir_all(&path).map_err(at(&path))?;
+                if !was_there {
+                    let mode = Permissions::from_mode(mode & PERMISSIONS);
+                    std::fs::set_permissions(&path, mode).map_err(at(&path))?;
+                }
+            }
+            Item::File { mode, modified, len, .. } => {
+                let mut staging = OsString::from(".");
+                staging.push(path.file_name().unwrap_or_default());
+                staging.push(".banger-new");
+                let staging = path.with_file_name(staging);
+                remove_file(&staging)?;
+                let mut file = create(&staging).map_err(at(&staging))?;
+                let copied = std::io::copy(&mut reader.content(), &mut file).map_err(at(&path))?;
+                if copied < len {
+                    remove_file(&staging)?;
+                    return Err(ErrorKind::UnexpectedEof.into());
+                }
+                file.set_permissions(Permissions::from_mode(mode & PERMISSIONS)).map_err(at(&path))?;
+                rustix::fs::futimens(&file, &times(modified))?;
+                std::fs::rename(&staging, &path).map_err(at(&path))?;
+            }
+            Item::End => return Ok(()),
+            _ => return Err(ErrorKind::InvalidData.into()),
+        }
+    }
+}
+
+fn remove_file(path: &Path) -> Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(at(path)(error)),
+        _ => Ok(()),
+    }
+}
+
 /// Returns what of the old tree is to stay.
 fn unpack(root: &Path, input: impl Read) -> Result<Vec<ByteString>> {
     DirBuilder::new().mode(0o755).create(root).map_err(at(root))?;
@@ -313,6 +360,41 @@ mod tests {
             1,
             "something was left beside it"
         );
+    }
+
+    #[test]
+    fn files_are_written_beside_what_is_there() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("dir")).unwrap();
+        std::fs::set_permissions(dir.path().join("dir"), Permissions::from_mode(0o700)).unwrap();
+        std::fs::write(dir.path().join("dir/other"), "stays").unwrap();
+        std::fs::write(dir.path().join("elsewhere"), "stays too").unwrap();
+        symlink("../elsewhere", dir.path().join("dir/one")).unwrap();
+        let items = |ends: bool| {
+            let mut stream = Vec::new();
+            let mut writer = ItemWriter::new(&mut stream);
+            writer.item(&Item::Directory { path: bytes("dir"), mode: 0o755 }).unwrap();
+            writer.item(&Item::Directory { path: bytes("new"), mode: 0o750 }).unwrap();
+            let item = Item::File { path: bytes("dir/one"), mode: 0o640, modified: 1_500_000_000, len: 1 };
+            writer.file(&item, &mut "1".as_bytes()).unwrap();
+            if ends {
+                writer.item(&Item::End).unwrap();
+            }
+            stream
+        };
+        write(dir.path(), items(true).as_slice()).unwrap();
+        let mode = |name: &str| dir.path().join(name).symlink_metadata().unwrap().mode() & 0o7777;
+        assert_eq!((mode("dir"), mode("new"), mode("dir/one")), (0o700, 0o750, 0o640));
+        let read = |name: &str| std::fs::read_to_string(dir.path().join(name)).unwrap();
+        // The link was replaced, not written through.
+        let read = [read("dir/one"), read("dir/other"), read("elsewhere")];
+        assert_eq!(read, ["1", "stays", "stays too"]);
+        let broken = write(dir.path(), items(false).as_slice());
+        assert_eq!(broken.unwrap_err().kind(), ErrorKind::UnexpectedEof);
+        let link = Item::Link { path: bytes("x"), target: bytes("/"), modified: 0 };
+        let mut stream = Vec::new();
+        ItemWriter::new(&mut stream).item(&link).unwrap();
+        assert!(write(dir.path(), stream.as_slice()).is_err(), "links are not written");
     }
 
     #[test]

@@ -118,8 +118,13 @@ fn spec(argv: &[&[u8]]) -> ExecSpec {
 }
 
 fn config() -> GuestConfig {
-    let drives =
-        GuestDrives { image: String::new(), image_fs: String::new(), disk: String::new(), modules: None };
+    let drives = GuestDrives {
+        image: String::new(),
+        image_fs: String::new(),
+        disk: String::new(),
+        modules: None,
+        caches: Vec::new(),
+    };
     GuestConfig {
         hostname: "test".to_owned(),
         machine_id: "0".repeat(32),
@@ -131,6 +136,7 @@ fn config() -> GuestConfig {
         workdir: None,
         user: None,
         drives,
+        ca: None,
     }
 }
 

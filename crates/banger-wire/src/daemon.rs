@@ -6,9 +6,12 @@
 use crate::bytes::ByteString;
 use crate::error::WireError;
 use crate::guest::Timing;
-use crate::names::{ImageName, KernelName, VmId, VmName};
+use crate::names::{CacheName, ImageName, KernelName, VmId, VmName};
 use crate::size::Mebibytes;
+use crate::time::AutoStop;
 use serde::{Deserialize, Serialize};
+
+pub use crate::config::{CacheMount, CacheView, ConfigSource, ConfigValue, ConfigView, ProjectFile};
 
 /// Greeting and request in one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -184,6 +187,17 @@ pub enum Request {
         /// A mirror of Firecracker's releases; Firecracker is fetched then also where it can't be used.
         firecracker_url: Option<String>,
     },
+    /// Every value of the config and where it comes from; ends with `Outcome::Config`.
+    ConfigShow,
+    /// Lists caches; ends with `Outcome::Caches`.
+    CacheList,
+    /// Deletes caches that no running vm has; ends with `Outcome::Caches`, those that went.
+    CachePrune {
+        /// Only these; all when there is none.
+        names: Vec<CacheName>,
+        /// Only say what would go.
+        dry_run: bool,
+    },
     /// What the daemon is doing; ends with `Outcome::Daemon`.
     DaemonStatus,
     /// Ends the daemon; vms go on.
@@ -247,6 +261,18 @@ pub struct VmSpec {
     pub env: Vec<(ByteString, ByteString)>,
     /// What to wait for.
     pub wait: Wait,
+    /// How long it runs without a session; the config says so when absent.
+    #[serde(default)]
+    pub auto_stop_after: Option<AutoStop>,
+    /// Filesystems that outlive it, besides the config's.
+    #[serde(default)]
+    pub caches: Vec<CacheMount>,
+    /// The client's proxy variables, for when the config says that they are passed on.
+    #[serde(default)]
+    pub proxy: Vec<(ByteString, ByteString)>,
+    /// What the checkout has to say.
+    #[serde(default)]
+    pub project: Option<ProjectFile>,
 }
 
 /// What "ready" means.
@@ -342,6 +368,9 @@ pub struct PlanSummary {
     pub pull_image: bool,
     /// True when the kernel has to be pulled first.
     pub pull_kernel: bool,
+    /// Which of this the checkout's own file chose, such as `image`.
+    #[serde(default)]
+    pub project: Vec<String>,
 }
 
 /// What an operation ended with.
@@ -378,6 +407,10 @@ pub enum Outcome {
     CachePruned(CachePruned),
     /// The daemon.
     Daemon(DaemonView),
+    /// The config.
+    Config(ConfigView),
+    /// Caches.
+    Caches(Vec<CacheView>),
     /// What there is and what was fetched.
     Setup(Vec<SetupItem>),
 }
@@ -467,6 +500,12 @@ pub struct VmView {
     /// The host's files that were placed in it.
     #[serde(default)]
     pub workspace: Option<Workspace>,
+    /// Unix time in seconds at which it stops by itself, unless a session is opened before.
+    #[serde(default)]
+    pub auto_stop_at: Option<i64>,
+    /// Filesystems that outlive it, as it was started with them last.
+    #[serde(default)]
+    pub caches: Vec<CacheMount>,
 }
 
 /// What was placed in a vm, and where it came from. The client that places it writes this down; see [`Workspace::FILE`].

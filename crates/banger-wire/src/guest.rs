@@ -141,6 +141,10 @@ pub enum SessionKind {
         /// It may be there already and have something in it.
         replace: bool,
     },
+    /// Writes what arrives: [items](crate::item) on the [`STDIN`](crate::exec::STDIN) channel, up to an `End`, with names
+    /// below `/`. Each file replaces what has its name, whole; parents are made. All of it is root's. Ends like
+    /// `ExportChanges`.
+    Write,
     /// Lists a directory as [items](crate::item) on the [`STDOUT`](crate::exec::STDOUT) channel, up to an `End`, then
     /// answers each `Want` from the `STDIN` channel until an `End` there. Names `.git` are left out, at every depth.
     /// Nothing in the guest is changed. Ends like `ExportChanges`.
@@ -205,6 +209,9 @@ pub struct GuestConfig {
     pub user: Option<String>,
     /// Which drive is which, by virtio serial number.
     pub drives: GuestDrives,
+    /// A certificate (PEM) that programs are to trust besides those the image has.
+    #[serde(default)]
+    pub ca: Option<String>,
 }
 
 /// The guest finds its drives by their position: `/dev/vda`, `/dev/vdb`, `/dev/vdc`.
@@ -219,6 +226,26 @@ pub struct GuestDrives {
     /// The kernel's module tree, read-only.
     #[serde(default)]
     pub modules: Option<String>,
+    /// Filesystems that outlive this vm, mounted before init starts.
+    #[serde(default)]
+    pub caches: Vec<GuestCache>,
+}
+
+impl GuestDrives {
+    /// Returns the drives a vm's own guest writes to.
+    #[must_use]
+    pub fn written(&self) -> Vec<String> {
+        std::iter::once(&self.disk).chain(self.caches.iter().map(|cache| &cache.device)).cloned().collect()
+    }
+}
+
+/// A filesystem that outlives the vm.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestCache {
+    /// Its drive.
+    pub device: String,
+    /// The directory it is mounted at, absolute; made where it is missing.
+    pub path: String,
 }
 
 /// The guest's network. The same for every vm, which is why a vm's memory can be restored many times.

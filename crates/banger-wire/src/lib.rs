@@ -9,6 +9,7 @@
 pub mod bytes;
 #[cfg(feature = "tokio")]
 pub mod channel;
+pub mod config;
 pub mod daemon;
 pub mod error;
 pub mod exec;
@@ -19,6 +20,7 @@ pub mod names;
 pub mod size;
 #[cfg(feature = "tokio")]
 pub mod stream;
+pub mod time;
 pub mod vm;
 
 /// Identifies one build: CLI, daemon and supervisor compare it in their greeting.

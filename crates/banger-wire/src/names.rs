@@ -35,7 +35,7 @@ pub enum NameError {
          `.`, `_` and `-`, starting with a letter or digit"
     )]
     Store {
-        /// `image` or `kernel`.
+        /// `image`, `kernel` or `cache`.
         what: &'static str,
         /// What was given, made printable.
         text: String,
@@ -130,6 +130,12 @@ text_type!(
     ImageName,
     is_store_name,
     |text| NameError::Store { what: "image", text }
+);
+text_type!(
+    /// The name of a cache, also its directory.
+    CacheName,
+    is_store_name,
+    |text| NameError::Store { what: "cache", text }
 );
 text_type!(
     /// The name of a kernel in the store, also its directory.

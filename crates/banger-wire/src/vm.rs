@@ -79,6 +79,9 @@ pub struct VmStatus {
     pub paused: Option<String>,
     /// True once a lease was taken and while it is held.
     pub leased: bool,
+    /// Unix time in seconds at which it stops by itself, unless a session is opened before.
+    #[serde(default)]
+    pub auto_stop_at: Option<i64>,
 }
 
 /// How far a boot is.

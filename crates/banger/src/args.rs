@@ -1,16 +1,19 @@
 //! The command line as a grammar. What needs more than one flag to decide is decided by the commands.
 
+mod config;
 mod image;
 
 use crate::text::parse_duration;
-use banger_wire::daemon::{NetMode, VmmChoice, Wait, WorkspaceMode};
+use banger_wire::daemon::{CacheMount, NetMode, VmmChoice, Wait, WorkspaceMode};
 use banger_wire::names::{KernelName, VmName};
 use banger_wire::size::Mebibytes;
+use banger_wire::time::AutoStop;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub(crate) use config::{CacheCommand as VolumeCommand, CachePruneArgs as VolumePruneArgs, ConfigCommand};
 pub(crate) use image::{CacheCommand, ImageCommand, KernelCommand};
 
 const EXAMPLES: &str = "\
@@ -66,6 +69,12 @@ pub(crate) enum Command {
     /// Kernels.
     #[command(subcommand)]
     Kernel(KernelCommand),
+    /// Filesystems that outlive vms, for what package managers download.
+    #[command(subcommand)]
+    Cache(VolumeCommand),
+    /// The owner's settings.
+    #[command(subcommand)]
+    Config(ConfigCommand),
     /// Check this machine; the last check boots a vm.
     Doctor(DoctorArgs),
     /// Fetch what is missing, and say what must be installed by hand.
@@ -227,6 +236,33 @@ pub(crate) struct SpecArgs {
     /// What ready means [default: agent with a command, boot for a shell].
     #[arg(long, value_name = "STATE")]
     pub(crate) wait: Option<WaitArg>,
+    /// Stop it when it had no session for this time [default: the config's, else never].
+    #[arg(long, value_name = "TIME|never")]
+    pub(crate) auto_stop_after: Option<AutoStop>,
+    /// Mount a filesystem that outlives the vm; it is made when there is none of that name.
+    #[arg(long, value_name = "NAME:PATH", value_parser = config::parse_cache)]
+    pub(crate) cache: Vec<CacheMount>,
+    /// Leave the checkout's `.banger.toml` aside.
+    #[arg(long, help_heading = WORKSPACE)]
+    pub(crate) no_project_config: bool,
+}
+
+impl SpecArgs {
+    /// The flags that say what a new vm is, and whether each was given.
+    pub(crate) fn given(&self) -> [(&'static str, bool); 10] {
+        [
+            ("--name", self.name.is_some()),
+            ("--image", self.image.is_some()),
+            ("--kernel-ref", self.kernel_ref.is_some()),
+            ("--vcpu", self.vcpu.is_some()),
+            ("--memory", self.memory.is_some()),
+            ("--disk-size", self.disk_size.is_some()),
+            ("--net", self.net.is_some()),
+            ("--vmm", self.vmm.is_some()),
+            ("--auto-stop-after", self.auto_stop_after.is_some()),
+            ("--cache", !self.cache.is_empty()),
+        ]
+    }
 }
 
 /// How a checkout is placed in a vm.
@@ -322,6 +358,9 @@ pub(crate) struct RunArgs {
     /// Afterwards, change the files of the checkout as they were changed in the vm.
     #[arg(long, help_heading = WORKSPACE, requires = "path")]
     pub(crate) apply: bool,
+    /// Go back into the vm that has the checkout, if there is one.
+    #[arg(long, help_heading = WORKSPACE, requires = "path")]
+    pub(crate) reuse: bool,
     /// A git checkout to place in the vm, where the command then runs.
     pub(crate) path: Option<PathBuf>,
     /// What to run; a shell when absent, or what an image without an init was made to run.
@@ -501,7 +540,7 @@ pub(crate) enum DaemonCommand {
     /// Show what the daemon is doing; exits with 1 when it does not run.
     Status(JsonArgs),
     /// End the daemon; vms go on.
-    Stop,
+    Stop(DaemonStopArgs),
     /// Print the daemon's log.
     Logs {
         /// Only the last N lines.
@@ -514,6 +553,17 @@ pub(crate) enum DaemonCommand {
         /// The daemon's program.
         program: PathBuf,
     },
+}
+
+/// `banger daemon stop`.
+#[derive(Debug, Args)]
+pub(crate) struct DaemonStopArgs {
+    /// First stop every vm in order.
+    #[arg(long)]
+    pub(crate) all: bool,
+    /// Use force for vms after this time.
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "30s", requires = "all")]
+    pub(crate) timeout: Duration,
 }
 
 /// [`NetMode`] as a flag's value.

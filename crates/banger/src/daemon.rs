@@ -6,9 +6,11 @@ use crate::launch;
 use crate::stop::{Ended, Stop, failed};
 use crate::table::render_pairs;
 use crate::text::{ConsoleText, date, now};
+use crate::vm::each;
 use banger_wire::BUILD;
-use banger_wire::daemon::{DaemonView, Request};
+use banger_wire::daemon::{DaemonView, Request, VmState, VmView};
 use std::io::{Read as _, Seek as _, SeekFrom};
+use std::time::Duration;
 
 /// Bytes of the log read at once.
 const CHUNK_LEN: usize = 64 * 1024;
@@ -17,15 +19,29 @@ const CHUNK_LEN: usize = 64 * 1024;
 pub(crate) async fn dispatch(context: &mut Context, command: DaemonCommand) -> Ended {
     match command {
         DaemonCommand::Status(args) => status(context, args).await,
-        DaemonCommand::Stop => {
+        DaemonCommand::Stop(args) => {
+            let stopped = if args.all { stop_vms(context, args.timeout).await } else { Ok(0) };
+            if let Err(Stop::Signalled(_)) = stopped {
+                return stopped;
+            }
             let client = &context.client;
             let ran = context.signals.unless(async { Ok(client.stop_daemon().await?) }).await?;
             context.ui.data(if ran { "stopped bangerd\n" } else { "bangerd does not run\n" })?;
-            Ok(0)
+            stopped
         }
         DaemonCommand::Logs { lines } => logs(context, lines),
         DaemonCommand::Detach { program } => Err(launch::detach(&program).into()),
     }
+}
+
+/// Stops every vm that runs, all at once. A daemon that is needed for it is started.
+async fn stop_vms(context: &mut Context, timeout: Duration) -> Ended {
+    let outcome = context.ask(Request::VmList).await?;
+    let vms = expect_outcome!(outcome, Vms)?;
+    let may_run = |vm: &VmView| !matches!(vm.state, VmState::Created | VmState::Stopped);
+    let names: Vec<String> = vms.iter().filter(|vm| may_run(vm)).map(|vm| vm.name.to_string()).collect();
+    let grace_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
+    each(context, names, "stopped", |vm| Request::VmStop { vm, grace_ms }).await
 }
 
 async fn running(context: &mut Context) -> Result<Option<DaemonView>, Stop> {

@@ -40,6 +40,15 @@ pub(crate) fn collect(files: &[PathBuf], flags: &[OsString]) -> Result<Vec<Varia
     Ok(variables)
 }
 
+/// What programs look for to find a proxy.
+const PROXY: [&str; 5] = ["http_proxy", "https_proxy", "ftp_proxy", "all_proxy", "no_proxy"];
+
+/// Returns those variables of this process that name proxies, in small and in capital letters.
+pub(crate) fn proxy_variables() -> Vec<Variable> {
+    let names = PROXY.iter().flat_map(|name| [(*name).to_owned(), name.to_uppercase()]);
+    names.filter_map(|name| Some((name.as_str().into(), std::env::var_os(&name)?.into()))).collect()
+}
+
 fn set(variables: &mut Vec<Variable>, variable: Option<Variable>) {
     if let Some(variable) = variable {
         variables.retain(|(name, _)| *name != variable.0);

@@ -6,6 +6,7 @@
 
 mod args;
 mod client;
+mod config;
 mod context;
 mod daemon;
 mod doctor;
@@ -17,6 +18,7 @@ mod launch;
 mod logs;
 mod paths;
 mod progress;
+mod project;
 mod run;
 mod session;
 mod setup;
@@ -107,6 +109,8 @@ async fn dispatch(context: &mut Context, command: Command) -> Ended {
         Command::Workspace(command) => workspace::command::dispatch(context, command).await,
         Command::Image(command) => image::dispatch(context, command).await,
         Command::Kernel(command) => kernel::dispatch(context, command).await,
+        Command::Cache(command) => config::caches(context, command).await,
+        Command::Config(command) => config::dispatch(context, command).await,
         Command::Doctor(args) => doctor::doctor(context, args).await,
         Command::Setup(args) => setup::setup(context, args).await,
         Command::Daemon(command) => daemon::dispatch(context, command).await,

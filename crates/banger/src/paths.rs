@@ -5,8 +5,37 @@ use banger_wire::error::{ErrorCode, WireError};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
+/// Names the state directory in the config.
+const STATE_DIR_KEY: &str = "state_dir";
 /// Overrides the state directory.
 pub(crate) const STATE_DIR_VARIABLE: &str = "BANGER_STATE_DIR";
+
+/// Takes the one key out of the config that says where the daemon is. What else is wrong with the file, the daemon says.
+fn configured(text: &str, file: &Path, home: Option<&Path>) -> Result<Option<PathBuf>, WireError> {
+    let refuse = |cause: String| {
+        let file = file.display();
+        let mut error = WireError::new(ErrorCode::Invalid, format!("the config `{file}` can't be used"));
+        error.causes.push(cause);
+        error.hinted(format!("correct that line of `{file}`, or take it out"))
+    };
+    let table = match toml::from_str::<toml::Table>(text) {
+        Ok(table) => table,
+        // Going on elsewhere would show an owner none of their vms.
+        Err(error) if text.contains(STATE_DIR_KEY) => return Err(refuse(error.message().to_owned())),
+        Err(_) => return Ok(None),
+    };
+    let Some(value) = table.get(STATE_DIR_KEY) else { return Ok(None) };
+    let path = match (value.as_str(), home) {
+        (Some(text), Some(home)) if text.starts_with("~/") => Some(home.join(&text[2..])),
+        (Some(text), _) => Some(PathBuf::from(text)),
+        _ => None,
+    };
+    path.filter(|path| path.is_absolute()).map(Some).ok_or_else(|| {
+        refuse(format!(
+            "`{STATE_DIR_KEY}` can't be {value}: it is an absolute path, or one that begins with `~/`"
+        ))
+    })
+}
 
 /// The owner's state directory.
 #[derive(Debug, Clone)]
@@ -28,10 +57,20 @@ impl StateDir {
         }
         // The XDG specification asks to ignore relative paths.
         let absolute = |path: &PathBuf| path.is_absolute();
+        let home = variable("HOME").filter(absolute);
+        let config = variable("XDG_CONFIG_HOME").filter(absolute);
+        if let Some(config) = config.or_else(|| Some(home.as_ref()?.join(".config"))) {
+            let file = config.join("banger/config.toml");
+            // One that can't be read is told by the daemon, which needs all of it.
+            let text = std::fs::read_to_string(&file).unwrap_or_default();
+            if let Some(path) = configured(&text, &file, home.as_deref())? {
+                return Ok(Self { path });
+            }
+        }
         if let Some(base) = variable("XDG_STATE_HOME").filter(absolute) {
             return Ok(Self { path: base.join("banger") });
         }
-        match variable("HOME").filter(absolute) {
+        match home {
             Some(home) => Ok(Self { path: home.join(".local/state/banger") }),
             None => Err(WireError::new(ErrorCode::Failed, "no state directory: `HOME` is not set")
                 .hinted(format!("set `HOME` or `{STATE_DIR_VARIABLE}`"))),
@@ -81,5 +120,26 @@ impl StateDir {
             .hinted(format!("choose another directory with `{STATE_DIR_VARIABLE}`")));
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::configured;
+    use std::path::{Path, PathBuf};
+
+    #[test]
+    fn the_config_may_say_where_the_state_is() {
+        let of = |text: &str| configured(text, Path::new("/c"), Some(Path::new("/home/me")));
+        assert_eq!(of("vmm = 'xen'\n[vm_defaults]\nstate_dir = 'x'\n").unwrap(), None);
+        assert_eq!(
+            of("state_dir = '/srv/banger'\nnonsense = 1").unwrap(),
+            Some(PathBuf::from("/srv/banger"))
+        );
+        assert_eq!(of("state_dir = '~/b'").unwrap(), Some(PathBuf::from("/home/me/b")));
+        assert_eq!(of("vmm =").unwrap(), None, "the daemon says what is wrong with it");
+        for bad in ["state_dir = 'b'", "state_dir = 5", "state_dir = '/a'\nvmm ="] {
+            assert!(of(bad).is_err(), "{bad}");
+        }
     }
 }

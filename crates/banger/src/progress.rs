@@ -5,7 +5,7 @@
 
 use crate::text::{bytes, duration, seconds};
 use crate::ui::Ui;
-use banger_wire::daemon::{Event, NetMode, PlanSummary, StartedVm};
+use banger_wire::daemon::{Event, NetMode, PlanSummary, ProjectFile, StartedVm};
 use std::time::{Duration, Instant};
 
 /// Time between two rewritings of the line: more than that nobody can read.
@@ -93,8 +93,12 @@ pub(crate) fn plan_line(plan: &PlanSummary) -> String {
         NetMode::None => ", no network",
         NetMode::Full => ", full network",
     };
+    let project = match plan.project.as_slice() {
+        [] => String::new(),
+        chosen => format!("; {} from {}", chosen.join(", "), ProjectFile::NAME),
+    };
     format!(
-        "vm {}: {} vcpu, {}, {} disk, {}, {} ({how}){net}",
+        "vm {}: {} vcpu, {}, {} disk, {}, {} ({how}){net}{project}",
         plan.name, plan.vcpu, plan.memory, plan.disk_size, plan.image, plan.vmm
     )
 }
@@ -184,12 +188,15 @@ mod tests {
             note: None,
             pull_image: false,
             pull_kernel: false,
+            project: Vec::new(),
         };
         let line = "vm fuzzy-otter: 1 vcpu, 512 MiB, 8 GiB disk, debian-bookworm, qemu";
         assert_eq!(plan_line(&plan), format!("{line} (software emulation)"));
         plan.emulated = false;
         plan.net = NetMode::None;
         assert_eq!(plan_line(&plan), format!("{line} (KVM), no network"));
+        plan.project = vec!["image".to_owned(), "net".to_owned()];
+        assert_eq!(plan_line(&plan), format!("{line} (KVM), no network; image, net from .banger.toml"));
     }
 
     #[test]

@@ -2,17 +2,20 @@
 
 use crate::args::{CreateArgs, ExecArgs, RunArgs, SessionArgs, SpecArgs};
 use crate::context::{Context, expect_outcome};
-use crate::env;
+use crate::env::{self, proxy_variables};
 use crate::progress::{Progress, plan_line, ready_lines};
+use crate::project;
 use crate::session::{self, SessionPlan};
 use crate::stop::{Ended, Stop, invalid};
 use crate::terminal;
 use crate::text::escape;
 use crate::upload::{Local, local};
 use crate::vm::state_word;
+use crate::workspace::checkout::Survey;
 use crate::workspace::command::{
-    Back, Placed, bring_back, check_back, look, make, place, refresh, tell_survey, wanted, warn_stale,
+    Asked, Back, Placed, bring_back, check_back, look, make, place, refresh, tell_survey, wanted, warn_stale,
 };
+use crate::workspace::reuse;
 use banger_wire::bytes::ByteString;
 use banger_wire::daemon::{Event, Outcome, Request, StartedVm, VmSpec, VmState, VmView, Wait};
 use banger_wire::error::{ErrorCode, WireError};
@@ -25,10 +28,25 @@ use std::time::Duration;
 /// Runs `banger vm run`.
 pub(crate) async fn run(context: &mut Context, args: RunArgs) -> Ended {
     check(&args)?;
+    let flags_given = !args.workspace.are_absent();
     let wanted = wanted(args.path, args.workspace)?;
     if args.dry_run && args.json && wanted.is_some() {
         return Err(invalid("the list of a checkout's files can't be printed as JSON yet").into());
     }
+    let reused = match &wanted {
+        Some(asked) if args.reuse && !args.dry_run => reuse::find(context, asked.path()).await?,
+        _ => None,
+    };
+    let wanted = match (reused, wanted) {
+        (Some(vm), Some(asked)) => {
+            let again = Again { asked, flags_given, spec: args.spec };
+            let back = Back { patch: args.export, apply: args.apply, base_commit: None };
+            let (detach, session, command) = (args.detach, args.session, args.command);
+            let session = RunSession { rm: false, detach, session, command, back };
+            return run_again(context, vm, again, session, args.json).await;
+        }
+        (_, wanted) => wanted,
+    };
     let survey = look(context, wanted.as_ref()).await?;
     if args.dry_run
         && let (Some(wanted), Some(survey)) = (&wanted, &survey)
@@ -36,7 +54,7 @@ pub(crate) async fn run(context: &mut Context, args: RunArgs) -> Ended {
         return tell_survey(context, wanted, survey);
     }
     let default_wait = if args.command.is_empty() { Wait::Boot } else { Wait::Agent };
-    let spec = vm_spec(args.spec, args.rm, default_wait)?;
+    let spec = vm_spec(args.spec, args.rm, default_wait, survey.as_ref())?;
     if args.dry_run {
         return dry_run(context, spec, args.json).await;
     }
@@ -108,6 +126,52 @@ async fn run_placed(
     result
 }
 
+/// A checkout that is in a vm already.
+struct Again {
+    asked: Asked,
+    flags_given: bool,
+    spec: SpecArgs,
+}
+
+/// Runs in the vm that has the checkout, which is started where it does not run, and brings its copy up to date.
+async fn run_again(
+    context: &mut Context,
+    mut vm: VmView,
+    again: Again,
+    run: RunSession,
+    json: bool,
+) -> Ended {
+    let env = env::collect(&again.spec.env_file, &again.spec.env)?;
+    let given: Vec<String> =
+        again.spec.given().iter().filter(|(_, given)| *given).map(|(flag, _)| format!("`{flag}`")).collect();
+    if !given.is_empty() {
+        let text = format!("vm `{}` stays as it was made: {} is for new ones", vm.name, given.join(", "));
+        context.ui.warning(&text);
+    }
+    if vm.state == VmState::Running {
+        context.ui.note(&format!("back in vm `{}`", vm.name));
+    } else {
+        let default_wait = if run.command.is_empty() { Wait::Boot } else { Wait::Agent };
+        let wait = again.spec.wait.map_or(default_wait, Into::into);
+        vm = start(context, Request::VmStart { vm: vm.id.to_string(), wait }, false).await?.vm;
+    }
+    let workdir = reuse::rejoin(context, &vm, again.asked, again.flags_given).await?;
+    if run.detach {
+        return tell_vm(context, &vm, json);
+    }
+    let (mut exec, timeout) = exec_spec(run.session, run.command, env);
+    exec.workdir = exec.workdir.or(workdir);
+    let socket = PathBuf::from(&vm.socket);
+    let plan = SessionPlan { vm: vm.name.to_string(), socket, timeout, exec, lease: false };
+    let result = session::run(plan, &mut context.signals).await;
+    let ran = matches!(result, Ok(_) | Err(Stop::TimedOut(_)));
+    if ran && (run.back.apply || run.back.patch.is_some()) {
+        let outcome = context.ask(Request::VmShow { vm: vm.id.to_string() }).await?;
+        bring_back(context, &expect_outcome!(outcome, Vm)?, run.back).await?;
+    }
+    result
+}
+
 /// Asks for the vm anew: it has a workspace by now.
 async fn show(context: &mut Context, started: &StartedVm) -> Result<VmView, Stop> {
     let outcome = context.ask(Request::VmShow { vm: started.vm.id.to_string() }).await?;
@@ -123,7 +187,7 @@ pub(crate) async fn create(context: &mut Context, args: CreateArgs) -> Ended {
             .into());
     }
     let survey = look(context, wanted.as_ref()).await?;
-    let spec = vm_spec(args.spec, false, Wait::Boot)?;
+    let spec = vm_spec(args.spec, false, Wait::Boot, survey.as_ref())?;
     if args.dry_run {
         return match (&wanted, &survey) {
             (Some(wanted), Some(survey)) => tell_survey(context, wanted, survey),
@@ -180,6 +244,12 @@ fn check(args: &RunArgs) -> Result<(), WireError> {
         return Err(invalid("`-d` and `--rm` contradict each other: nothing would ever end the vm")
             .hinted("leave one of them out"));
     }
+    if args.reuse && args.rm {
+        return Err(invalid(
+            "`--reuse` and `--rm` contradict each other: a vm that goes can't be gone back into",
+        )
+        .hinted("leave one of them out"));
+    }
     if args.detach && !args.command.is_empty() {
         return Err(invalid("`-d` makes a vm and returns, so it takes no command")
             .hinted("start it with `banger vm run -d`, then use `banger vm exec`"));
@@ -194,8 +264,18 @@ fn check(args: &RunArgs) -> Result<(), WireError> {
     Ok(())
 }
 
-fn vm_spec(args: SpecArgs, rm: bool, default_wait: Wait) -> Result<VmSpec, WireError> {
+fn vm_spec(
+    args: SpecArgs,
+    rm: bool,
+    default_wait: Wait,
+    checkout: Option<&Survey>,
+) -> Result<VmSpec, WireError> {
+    let checkout = checkout.filter(|_| !args.no_project_config);
     Ok(VmSpec {
+        auto_stop_after: args.auto_stop_after,
+        caches: args.cache,
+        proxy: proxy_variables(),
+        project: checkout.map(|survey| project::read(&survey.root)).transpose()?.flatten(),
         env: env::collect(&args.env_file, &args.env)?,
         name: args.name,
         image: args.image.map(local_image).transpose()?,

@@ -8,6 +8,8 @@ use jiff::tz::TimeZone;
 use std::fmt::Write as _;
 use std::time::Duration;
 
+pub(crate) use banger_wire::time::parse_duration;
+
 /// Returns true for characters that steer a terminal or reorder what is read.
 fn is_hostile(c: char) -> bool {
     c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
@@ -197,31 +199,6 @@ pub(crate) fn date(then: i64, now: i64) -> String {
     }
 }
 
-/// Parses a span of time: a number with `ms`, `s`, `m`, `h` or `d`; a plain number is seconds.
-///
-/// # Errors
-/// When the text is something else, is zero, or is too long to count.
-pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
-    let bad =
-        || format!("`{}` is not a time: use a number with s, m or h, such as `30s` or `5m`", escape(text));
-    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
-    let (number, unit) = text.split_at(digits);
-    let number: u64 = number.parse().map_err(|_| bad())?;
-    let factor: u64 = match unit {
-        "ms" => 1,
-        "" | "s" => 1000,
-        "m" | "min" => 60_000,
-        "h" => 3_600_000,
-        "d" => 86_400_000,
-        _ => return Err(bad()),
-    };
-    match number.checked_mul(factor) {
-        None => Err(bad()),
-        Some(0) => Err("a time of zero leaves nothing to run in".to_owned()),
-        Some(ms) => Ok(Duration::from_millis(ms)),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -282,16 +259,6 @@ mod tests {
             [(-5, "now"), (0, "now"), (59, "59 s ago"), (3599, "59 min ago"), (200_000, "2 days ago")]
         {
             assert_eq!(age(1_000_000, 1_000_000 + seconds), text);
-        }
-    }
-
-    #[test]
-    fn times_are_parsed() {
-        for (text, ms) in [("30s", 30_000), ("5m", 300_000), ("7", 7000), ("250ms", 250), ("2h", 7_200_000)] {
-            assert_eq!(parse_duration(text), Ok(Duration::from_millis(ms)), "{text}");
-        }
-        for bad in ["", "0", "-1", "1.5s", "s", "5 m", "99999999999999999999", "18446744073709551615d"] {
-            assert!(parse_duration(bad).is_err(), "{bad}");
         }
     }
 }

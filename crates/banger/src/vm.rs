@@ -176,6 +176,8 @@ fn vm_pairs(vm: &VmView, now: i64) -> String {
     let restarts = (vm.watchdog_restarts > 0).then(|| vm.watchdog_restarts.to_string());
     let shown = |path: &ByteString| path.as_os_str().to_string_lossy().into_owned();
     let workspace = vm.workspace.as_ref().map(|of| format!("{} at {}", shown(&of.source), shown(&of.path)));
+    let caches: Vec<String> = vm.caches.iter().map(|of| format!("{} at {}", of.name, of.path)).collect();
+    let caches = Some(caches.join(", ")).filter(|caches| !caches.is_empty());
     render_pairs(&[
         ("id", Some(vm.id.to_string())),
         ("name", Some(vm.name.to_string())),
@@ -191,6 +193,8 @@ fn vm_pairs(vm: &VmView, now: i64) -> String {
         ("boot id", vm.boot_id.clone()),
         ("boot restarts", restarts),
         ("workspace", workspace),
+        ("caches", caches),
+        ("stops by itself", vm.auto_stop_at.map(|at| format!("{}, unless it is used before", date(at, now)))),
         ("created", Some(date(vm.created, now))),
         ("deleted at end", vm.rm.then(|| "yes".to_owned())),
         ("directory", Some(vm.dir.clone())),

@@ -1,18 +1,45 @@
 //! `config.toml`: what the owner decided once. Read whenever it is needed, so a change needs no restart.
 
+pub(crate) mod keys;
+mod show;
+
+use crate::cache::settle_places;
 use anyhow::Context as _;
 use banger_image::oci::{HostConfig, Limits};
-use banger_wire::daemon::VmmChoice;
-use banger_wire::error::{ErrorCode, WireError};
+use banger_wire::daemon::{CacheMount, ConfigView, NetMode, VmmChoice};
+use banger_wire::error::WireError;
 use banger_wire::size::Mebibytes;
+use banger_wire::time::AutoStop;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// Everything that can be set; all of it optional. A key that is not here is a mistake and an error.
+/// Everything that can be set; all of it optional. A key that is not here is a mistake and an error; [`keys`] has them
+/// all once more, with what each takes.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Config {
+    /// How much the daemon's log tells.
+    pub(crate) log_level: Option<String>,
+    /// Where the state directory is. Read on its own, by [`state_dir`].
+    pub(crate) state_dir: Option<PathBuf>,
+    /// What vms are, unless they are asked to be something else.
+    #[serde(default)]
+    pub(crate) vm_defaults: VmDefaults,
+    /// How long vms run without a session.
+    #[serde(default, deserialize_with = "text")]
+    pub(crate) auto_stop_after: Option<AutoStop>,
+    /// Files that every vm gets at each start.
+    #[serde(default)]
+    pub(crate) file_sync: Vec<FileSync>,
+    /// Filesystems that every vm has, and that outlive it.
+    #[serde(default)]
+    pub(crate) cache: Vec<CacheMount>,
+    /// Whether vms get the proxy variables of who makes them.
+    #[serde(default)]
+    pub(crate) pass_proxy: bool,
+    /// A file of certificates (PEM) that programs in vms are to trust.
+    pub(crate) ca_file: Option<PathBuf>,
     /// Debian's mirror where the host has no apt sources of its own: one address, or two (main and security).
     pub(crate) debian_mirror: Option<String>,
     /// The image of vms that name none.
@@ -26,7 +53,7 @@ pub(crate) struct Config {
     pub(crate) registry: BTreeMap<String, Registry>,
     /// How much an image may be.
     #[serde(default)]
-    limits: ImageLimits,
+    pub(crate) limits: ImageLimits,
     /// Firecracker's program, instead of the one that is found.
     pub(crate) firecracker_bin: Option<PathBuf>,
     /// QEMU's program, instead of the one that is found.
@@ -34,6 +61,34 @@ pub(crate) struct Config {
     /// What `setup` fetches.
     #[serde(default)]
     pub(crate) firecracker: FirecrackerRelease,
+}
+
+/// What vms are, where it shall not be what is built in.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct VmDefaults {
+    /// Virtual processors.
+    pub(crate) vcpu: Option<u32>,
+    /// Memory.
+    #[serde(default, deserialize_with = "size")]
+    pub(crate) memory: Option<Mebibytes>,
+    /// Limit of the disk.
+    #[serde(default, deserialize_with = "size")]
+    pub(crate) disk_size: Option<Mebibytes>,
+    /// What they may reach.
+    pub(crate) net: Option<NetMode>,
+}
+
+/// A file or directory that vms get at each start.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct FileSync {
+    /// On the host: absolute, or below `~/`.
+    pub(crate) host: String,
+    /// In the guest: absolute, or below `~/`; the same as on the host when absent.
+    pub(crate) guest: Option<String>,
+    /// Permission bits of files, in octal; the host's when absent.
+    pub(crate) mode: Option<String>,
 }
 
 /// A release of Firecracker, where it shall not be the one that is built in.
@@ -106,13 +161,34 @@ impl Config {
     }
 
     fn parse(text: &str, path: &Path) -> Result<Self, WireError> {
-        toml::from_str(text).map_err(|error| {
-            let shown = path.display();
-            let mut wire = WireError::new(ErrorCode::Invalid, format!("the config `{shown}` can't be used"));
-            wire.causes =
-                error.to_string().lines().map(str::to_owned).filter(|line| !line.is_empty()).collect();
-            wire.hinted(format!("correct that line of `{shown}`, or take it out"))
-        })
+        let shown = path.display().to_string();
+        keys::look_through(text, keys::CONFIG, WHAT, &shown)?;
+        let mut config: Self =
+            toml::from_str(text).map_err(|error| keys::no_toml(text, &error, WHAT, &shown))?;
+        settle_places(&mut config.cache);
+        for path in [&mut config.firecracker_bin, &mut config.qemu_bin, &mut config.ca_file]
+            .into_iter()
+            .chain(config.registry.values_mut().map(|registry| &mut registry.ca_file))
+            .flatten()
+        {
+            *path = below_home(path);
+        }
+        Ok(config)
+    }
+
+    /// Returns every value in force and where it comes from, as far as the file and this process's environment say.
+    ///
+    /// # Errors
+    /// Those of [`Self::load`].
+    pub(crate) fn show() -> anyhow::Result<ConfigView> {
+        let path = path();
+        let text = path.as_ref().and_then(|path| std::fs::read_to_string(path).ok());
+        // The file may have what is a mistake only once it is understood.
+        Self::load()?;
+        let shown = path.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
+        let found = keys::look_through(text.as_deref().unwrap_or_default(), keys::CONFIG, WHAT, &shown)?;
+        let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        Ok(show::show(path.as_deref(), text.is_some(), &found, variable))
     }
 
     /// Returns the bounds on images.
@@ -141,6 +217,50 @@ impl Config {
     }
 }
 
+/// What the file is called in messages.
+const WHAT: &str = "the config";
+
+/// Returns where the owner wants the state directory, whatever else is wrong with the file. The client finds it in the
+/// same way.
+///
+/// # Errors
+/// When the file names one, and can't be understood so far.
+pub(crate) fn state_dir() -> anyhow::Result<Option<PathBuf>> {
+    let Some(path) = path() else { return Ok(None) };
+    let Ok(text) = std::fs::read_to_string(&path) else { return Ok(None) };
+    let shown = path.display().to_string();
+    let table = match toml::from_str::<toml::Table>(&text) {
+        Ok(table) => table,
+        Err(error) if text.contains("state_dir") => {
+            return Err(keys::no_toml(&text, &error, WHAT, &shown).into());
+        }
+        Err(_) => return Ok(None),
+    };
+    let named = table.get("state_dir").and_then(toml::Value::as_str).map(|text| below_home(Path::new(text)));
+    Ok(named.filter(|path| path.is_absolute()))
+}
+
+/// The owner's home.
+pub(crate) fn home() -> Option<PathBuf> {
+    std::env::var_os("HOME").map(PathBuf::from).filter(|path| path.is_absolute())
+}
+
+/// Returns what a path means that may begin with `~`.
+pub(crate) fn below_home(path: &Path) -> PathBuf {
+    match (path.strip_prefix("~"), home()) {
+        (Ok(below), Some(home)) => home.join(below),
+        _ => path.to_owned(),
+    }
+}
+
+/// Anything that has a text form.
+fn text<'de, D: serde::Deserializer<'de>, T>(deserializer: D) -> Result<Option<T>, D::Error>
+where
+    T: std::str::FromStr<Err: std::fmt::Display>,
+{
+    String::deserialize(deserializer)?.parse().map(Some).map_err(serde::de::Error::custom)
+}
+
 /// A size as text, or as a number of MiB.
 fn size<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Mebibytes>, D::Error> {
     #[derive(Deserialize)]
@@ -164,7 +284,7 @@ pub(crate) fn path() -> Option<PathBuf> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Config, VmmChoice};
+    use super::{AutoStop, Config, NetMode, VmmChoice};
     use std::path::Path;
 
     #[test]
@@ -205,13 +325,22 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_key_is_named_with_its_line() {
-        let error = Config::parse("debian_miror = 'x'\n", Path::new("/config.toml")).unwrap_err();
-        let text = error.causes.join("\n");
-        assert!(text.contains("line 1") && text.contains("debian_miror"), "{text}");
-        assert!(text.contains("`debian_mirror`"), "what there is instead: {text}");
-        let error = Config::parse("vmm = 'xen'\n", Path::new("/config.toml")).unwrap_err();
-        let text = error.causes.join("\n");
-        assert!(text.contains("line 1") && text.contains("`firecracker`"), "{text}");
+    fn what_vms_are_can_be_set() {
+        let text = "auto_stop_after = '30m'\nca_file = '/ca.pem'\npass_proxy = true\n[vm_defaults]\nvcpu = 2\n\
+                    memory = '2G'\ndisk_size = 4096\nnet = 'none'\n[[file_sync]]\nhost = '~/.gitconfig'\n\
+                    mode = '600'\n[[cache]]\nname = 'cargo'\npath = '/root/.cargo'\n";
+        let config = Config::parse(text, Path::new("/config.toml")).unwrap();
+        assert_eq!(config.auto_stop_after, Some(AutoStop::AfterMs(1_800_000)));
+        assert_eq!(config.vm_defaults.memory.map(|size| size.0), Some(2048));
+        assert_eq!((config.vm_defaults.vcpu, config.vm_defaults.net), (Some(2), Some(NetMode::None)));
+        assert_eq!(config.file_sync[0].mode.as_deref(), Some("600"));
+        assert_eq!(config.cache[0].path, "/root/.cargo");
+        assert!(config.pass_proxy && config.ca_file.is_some());
+    }
+
+    #[test]
+    fn what_lacks_something_is_named_with_its_line() {
+        let error = Config::parse("\n[[file_sync]]\nmode = '600'\n", Path::new("/c")).unwrap_err();
+        assert_eq!(error.causes, ["line 2: missing field `host`"]);
     }
 }

@@ -3,6 +3,7 @@
 //! State of a running vm is its supervisor's; the daemon watches it and writes down what it hears. After a crash the
 //! locks on the disks say which vms run, and the ordinary start-up path picks them up again.
 
+use crate::cache::no_caches;
 use crate::cgroup;
 use crate::choice::{self, Choice};
 use crate::config::Config;
@@ -15,6 +16,7 @@ use crate::paths::Paths;
 use crate::plan::{DISK_FILE, SOCKET_FILE};
 use crate::programs::{self, Vmm};
 use crate::pull::{IMAGE_FILE, entropy, kernel_row};
+use crate::request::{self, Asked};
 use crate::store::{ImageRow, KernelRow, Store, VmRow};
 use crate::vmsock;
 use anyhow::{Context as _, bail};
@@ -40,12 +42,12 @@ pub(crate) const DEFAULT_IMAGE: &str = "debian-bookworm";
 pub(crate) const DEFAULT_KERNEL: &str = "generic-6.12";
 /// What a kernel's directory says about itself.
 pub(crate) const KERNEL_FILE: &str = "kernel.json";
-const DEFAULT_DISK: Mebibytes = Mebibytes(8 * 1024);
+pub(crate) const DEFAULT_DISK: Mebibytes = Mebibytes(8 * 1024);
 /// The least a vm can boot with.
 const MEMORY_MIN: Mebibytes = Mebibytes(128);
 const DISK_MIN: Mebibytes = Mebibytes(128);
 const DISK_MAX: Mebibytes = Mebibytes(16 << 20);
-const VCPU_MAX: u32 = 32;
+pub(crate) const VCPU_MAX: u32 = 32;
 
 /// What is known of KVM, within the state directory.
 const KVM_FILE: &str = "kvm.json";
@@ -67,6 +69,8 @@ pub(crate) struct Daemon {
     pub(crate) busy: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
     /// One template at a time is made; these can't be used.
     pub(crate) templates: tokio::sync::Mutex<HashSet<String>>,
+    /// One start of a vm with caches, or deletion of caches, at a time.
+    pub(crate) caching: tokio::sync::Mutex<()>,
     pub(crate) kvm: Arc<kvm::Known>,
     tsc: Option<tsc::Reading>,
 }
@@ -126,6 +130,8 @@ impl Drop for Unclaimed {
 
 /// A request with every default filled in.
 struct Resolved {
+    /// The request with what files say filled in.
+    spec: VmSpec,
     summary: PlanSummary,
     given_name: bool,
     /// What was asked for, which each start meets anew.
@@ -147,6 +153,7 @@ impl Daemon {
             stop: tokio::sync::Notify::new(),
             busy: Mutex::default(),
             templates: tokio::sync::Mutex::default(),
+            caching: tokio::sync::Mutex::default(),
             tsc: tsc::Reading::now(),
         }))
     }
@@ -246,10 +253,10 @@ impl Daemon {
     }
 
     async fn resolve(&self, spec: &VmSpec) -> anyhow::Result<Resolved> {
-        let config = Config::load()?;
-        let vmm = spec.vmm.or(config.vmm).unwrap_or(VmmChoice::Auto);
-        let cpus = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
-        let vcpu = spec.vcpu.unwrap_or((cpus / 4).clamp(1, 4));
+        let Asked { spec, project } = request::fill_in(spec, &Config::load()?)?;
+        self.check_caches(&spec.caches)?;
+        let vmm = spec.vmm.unwrap_or(VmmChoice::Auto);
+        let vcpu = spec.vcpu.unwrap_or_else(default_vcpu);
         let memory = spec.memory.unwrap_or_else(|| default_memory(ram()));
         check_size(vcpu, memory)?;
         let disk_size = spec.disk_size.unwrap_or(DEFAULT_DISK);
@@ -269,10 +276,7 @@ impl Daemon {
             Some(name) => name.clone(),
             None => made_up_name(&vms)?,
         };
-        let image = match &spec.image {
-            Some(image) => image.clone(),
-            None => config.default_image.unwrap_or_else(|| DEFAULT_IMAGE.to_owned()),
-        };
+        let image = spec.image.clone().unwrap_or_else(|| DEFAULT_IMAGE.to_owned());
         let stored = self.find_image(&image)?;
         let own_kernel = stored.as_ref().and_then(|image| image.kernel.clone());
         let kernel: KernelName = match &spec.kernel {
@@ -297,11 +301,12 @@ impl Daemon {
             image,
             kernel,
             vmm: choice.vmm.name().to_owned(),
-            net: net_mode(spec),
+            net: net_mode(&spec),
             emulated: !choice.kvm,
             note: choice.note.clone(),
+            project,
         };
-        Ok(Resolved { summary, given_name: spec.name.is_some(), vmm, choice })
+        Ok(Resolved { given_name: spec.name.is_some(), spec, summary, vmm, choice })
     }
 
     /// Says what a request would do.
@@ -316,11 +321,21 @@ impl Daemon {
         state: VmState,
         events: &UnboundedSender<Event>,
     ) -> anyhow::Result<VmRow> {
-        let Resolved { mut summary, given_name, vmm, choice } = self.resolve(spec).await?;
+        let Resolved { spec, mut summary, given_name, vmm, choice } = self.resolve(spec).await?;
         let _ = events.send(Event::Planned(summary.clone()));
+        if summary.pull_image && summary.project.iter().any(|name| name == "image") {
+            // Said to everybody, before anything is fetched that a stranger named.
+            let image = summary.image.escape_debug();
+            let text =
+                format!("the image `{image}` is the choice of the checkout's own file, and is pulled now");
+            let _ = events.send(Event::Warning { text });
+        }
         let kernel = self.ensure_kernel(summary.kernel.as_str(), events).await?;
         let image = self.ensure_image(&summary.image, &kernel, events).await?;
         let as_root = rustix::process::getuid().is_root();
+        if image.initrd && !spec.caches.is_empty() {
+            return Err(no_caches().into());
+        }
         let copied = image.initrd.then(|| self.paths.image(&image.name).join(image.rootfs_file()));
         let mut row = VmRow {
             id: self.new_id()?,
@@ -335,7 +350,7 @@ impl Daemon {
             created: now(),
             rm: spec.rm,
             run_as: None,
-            spec: serde_json::to_string(&VmSpec { vmm: Some(vmm), ..spec.clone() })?,
+            spec: serde_json::to_string(&VmSpec { vmm: Some(vmm), ..spec })?,
             vmm: choice.vmm,
             kvm: choice.kvm,
         };
@@ -442,6 +457,8 @@ impl Daemon {
             socket: dir.join(SOCKET_FILE).display().to_string(),
             dir: dir.display().to_string(),
             cmdline: None,
+            auto_stop_at: status.as_ref().and_then(|status| status.auto_stop_at),
+            caches: Vec::new(),
             watchdog_restarts: status.map_or(0, |status| status.watchdog_restarts),
             workspace: Workspace::load(&self.paths.workspace(row.id.as_str())),
         }
@@ -552,6 +569,12 @@ fn remove_dir(dir: &Path) -> anyhow::Result<()> {
 /// Memory of this machine.
 pub(crate) fn ram() -> Mebibytes {
     Mebibytes(rustix::system::sysinfo().totalram >> 20)
+}
+
+/// Processors of a vm for which no number was asked for.
+pub(crate) fn default_vcpu() -> u32 {
+    let cpus = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
+    (cpus / 4).clamp(1, 4)
 }
 
 /// Memory of a vm for which none was asked for.

@@ -9,13 +9,14 @@
 //! removal of one vm exclude each other, so nobody acts on what was true a moment ago.
 
 use crate::cgroup;
+use crate::config::Config;
 use crate::daemon::{Daemon, check_size, net_mode};
 use crate::net::NetPlan;
 use crate::plan::{Boot, Inputs, MODULES_FILE, plan};
 use crate::pull::entropy;
 use crate::state::{self, Happening, Next, Wish};
 use crate::store::VmRow;
-use crate::{initramfs, vmsock};
+use crate::{cache, initramfs, request, vmsock};
 use anyhow::{Context as _, bail};
 use banger_wire::daemon::{Event, Outcome, Pruned, StartedVm, VmSpec, VmView, VmmChoice, Wait};
 use banger_wire::error::{ErrorCode, WireError};
@@ -73,6 +74,7 @@ impl Daemon {
             }
             _ => return Err(self.ended_early(row)),
         }
+        self.sync_files(&self.paths.vm(row.id.as_str()), events).await;
         if wait == Wait::Boot {
             let done = phases.wait_for(|status: &Option<VmStatus>| {
                 !matches!(status.as_ref().map(|status| &status.phase), Some(Phase::Ready))
@@ -146,6 +148,12 @@ impl Daemon {
             cgroup: self.cgroup(&row),
             boot: if image.initrd { Boot::Handover } else { Boot::Image },
         });
+        // A vm that starts has its caches before another one looks for them.
+        let has_caches = !spec.caches.is_empty() || !Config::load()?.cache.is_empty();
+        let _caching = if has_caches { Some(self.caching.lock().await) } else { None };
+        let caches = self.find_caches(&spec, !image.initrd, row.run_as, &events)?;
+        cache::attach(&mut plan, &caches);
+        request::add_settings(&mut plan, &spec, &Config::load()?)?;
         let template = self.use_template(&mut plan, &events).await;
         let _ = events.send(Event::Step { label: format!("boot {}", row.name) });
         self.note(&row, Happening::Launched)?;

@@ -1,11 +1,13 @@
 //! The owner daemon, and the supervisor of each vm.
 
+mod cache;
 mod cgroup;
 mod choice;
 mod config;
 mod daemon;
 mod doctor;
 mod export;
+mod file_sync;
 mod files;
 mod initramfs;
 mod kvm;
@@ -17,6 +19,7 @@ mod plan;
 mod programs;
 mod pull;
 mod register;
+mod request;
 mod serve;
 mod setup;
 mod state;
@@ -55,7 +58,10 @@ fn main() -> ExitCode {
 }
 
 fn logged(serve: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("BANGER_LOG").unwrap_or_else(|_| "info".into());
+    // A config that can't be used is told to whoever asks for something it is needed for.
+    let level = || config::Config::load().ok()?.log_level;
+    let filter = tracing_subscriber::EnvFilter::try_from_env("BANGER_LOG")
+        .unwrap_or_else(|_| level().unwrap_or_else(|| "info".to_owned()).into());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
     serve()
 }

@@ -1,5 +1,6 @@
 //! Where things are.
 
+use crate::config;
 use anyhow::{Context as _, bail};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
@@ -17,20 +18,17 @@ impl Paths {
     /// # Errors
     /// When there is no home, or the state directory belongs to somebody else or is open to others.
     pub(crate) fn open() -> anyhow::Result<Self> {
-        let var = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-        let under = |xdg: &str, home: &str| {
-            var(xdg).filter(|path| path.is_absolute()).or_else(|| Some(var("HOME")?.join(home)))
-        };
         let missing = "neither `HOME` nor `BANGER_STATE_DIR` is set";
-        let state = var("BANGER_STATE_DIR")
-            .or_else(|| under("XDG_STATE_HOME", ".local/state").map(|dir| dir.join("banger")))
-            .context(missing)?;
+        let state = match var("BANGER_STATE_DIR") {
+            Some(dir) => dir,
+            None => config::state_dir()?.or_else(default_state).context(missing)?,
+        };
         let cache = under("XDG_CACHE_HOME", ".cache").map(|dir| dir.join("banger")).context(missing)?;
         let paths = Self { state, cache };
         for dir in [&paths.state, &paths.cache] {
             private_dir(dir)?;
         }
-        for dir in ["run", "vms", "images", "kernels", "archive", "templates", "workspaces"] {
+        for dir in ["run", "vms", "images", "kernels", "archive", "templates", "workspaces", "caches"] {
             private_dir(&paths.state.join(dir))?;
         }
         Ok(paths)
@@ -52,6 +50,10 @@ impl Paths {
         self.state.join("images").join(name)
     }
 
+    pub(crate) fn caches(&self) -> PathBuf {
+        self.state.join("caches")
+    }
+
     pub(crate) fn templates(&self) -> PathBuf {
         self.state.join("templates")
     }
@@ -59,6 +61,19 @@ impl Paths {
     pub(crate) fn kernel(&self, name: &str) -> PathBuf {
         self.state.join("kernels").join(name)
     }
+}
+
+fn var(name: &str) -> Option<PathBuf> {
+    std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
+}
+
+fn under(xdg: &str, home: &str) -> Option<PathBuf> {
+    var(xdg).filter(|path| path.is_absolute()).or_else(|| Some(var("HOME")?.join(home)))
+}
+
+/// The state directory when nobody names one.
+pub(crate) fn default_state() -> Option<PathBuf> {
+    under("XDG_STATE_HOME", ".local/state").map(|dir| dir.join("banger"))
 }
 
 fn private_dir(dir: &Path) -> anyhow::Result<()> {

@@ -15,6 +15,8 @@ use banger_wire::names::{VmId, VmName};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
+/// Where `~` is in a guest.
+pub(crate) const GUEST_HOME: &str = "/root";
 /// Name of the plan within the vm's directory.
 pub(crate) const PLAN_FILE: &str = "plan.json";
 /// The vm's own disk; its supervisor holds an exclusive `flock` on it for as long as it lives.
@@ -57,6 +59,12 @@ pub(crate) struct VmPlan {
     pub(crate) net: NetPlan,
     /// The vm ends when the connection that holds its lease ends.
     pub(crate) lease: bool,
+    /// How long it runs without a session, in milliseconds; none is until somebody ends it.
+    #[serde(default)]
+    pub(crate) auto_stop_ms: Option<u64>,
+    /// Files on the host that are in one vm at a time; the supervisor and the VMM hold an exclusive `flock` on each.
+    #[serde(default)]
+    pub(crate) caches: Vec<PathBuf>,
     /// How long the agent may stay silent before the boot counts as failed, in milliseconds.
     pub(crate) boot_timeout_ms: u64,
     /// How the machine comes to life.
@@ -239,7 +247,9 @@ pub(crate) fn plan(inputs: Inputs<'_>) -> VmPlan {
             image_fs: inputs.filesystem,
             disk: "/dev/vdb".to_owned(),
             modules,
+            caches: Vec::new(),
         },
+        ca: None,
     };
     VmPlan {
         id: row.id.clone(),
@@ -253,6 +263,8 @@ pub(crate) fn plan(inputs: Inputs<'_>) -> VmPlan {
         guest,
         net,
         lease: row.rm,
+        auto_stop_ms: None,
+        caches: Vec::new(),
         boot_timeout_ms: BOOT_TIMEOUT_MS,
         start: Start::Boot,
         without: Vec::new(),

@@ -1,5 +1,6 @@
 //! The daemon's socket: one connection, one request.
 
+use crate::config::Config;
 use crate::daemon::{DEFAULT_KERNEL, Daemon};
 use crate::export::Download;
 use crate::load::{Load, Upload};
@@ -7,7 +8,7 @@ use crate::paths::Paths;
 use crate::plan::CONSOLE_FILE;
 use crate::pull::Wanted;
 use crate::store::VmRow;
-use crate::{doctor, setup, vmsock};
+use crate::{cache, doctor, setup, vmsock};
 use anyhow::Context as _;
 use banger_image::debian::image;
 use banger_image::oci::Platform;
@@ -359,6 +360,13 @@ async fn perform(
             note(Some(row.clone()));
             let started = daemon.start(&row, spec.wait, &events).await;
             note(None);
+            if let Err(error) = &started
+                && wire_error(error).code == ErrorCode::Invalid
+                && !vmsock::is_alive(&daemon.paths.vm(row.id.as_str()))
+            {
+                // What is refused leaves nothing.
+                daemon.remove(&row).await?;
+            }
             Ok(Outcome::Started(started?))
         }
         Request::VmCreate(spec) => {
@@ -377,15 +385,19 @@ async fn perform(
         Request::VmList => Ok(Outcome::Vms(daemon.store.vms()?.iter().map(|row| daemon.view(row)).collect())),
         Request::VmShow { vm } => {
             let row = daemon.row(&vm)?;
-            let cmdline = vmsock::load_plan(&daemon.paths.vm(row.id.as_str()))
-                .map(|plan| banger_vmm::launch(&plan.machine).cmdline);
-            Ok(Outcome::Vm(VmView { cmdline, ..daemon.view(&row) }))
+            let plan = vmsock::load_plan(&daemon.paths.vm(row.id.as_str()));
+            let cmdline = plan.as_ref().map(|plan| banger_vmm::launch(&plan.machine).cmdline);
+            let caches = plan.as_ref().map(cache::of_plan).unwrap_or_default();
+            Ok(Outcome::Vm(VmView { cmdline, caches, ..daemon.view(&row) }))
         }
         Request::VmPrune { dry_run } => daemon.prune(dry_run).await,
         Request::Doctor { fix } => doctor::run(&daemon, fix, &events, &|row| note(Some(row))).await,
         Request::Setup { dry_run, firecracker_url } => {
             setup::run(&daemon, dry_run, firecracker_url.as_deref(), &events).await
         }
+        Request::ConfigShow => Ok(Outcome::Config(Config::show()?)),
+        Request::CacheList => daemon.list_caches(),
+        Request::CachePrune { names, dry_run } => daemon.prune_caches(names, dry_run).await,
         Request::DaemonStatus => Ok(Outcome::Daemon(DaemonView {
             pid: std::process::id(),
             build: BUILD.to_owned(),

@@ -146,10 +146,14 @@ fn plan(of: &VmPlan, dir: PathBuf) -> VmPlan {
             workdir: None,
             user: None,
             network: None,
+            ca: None,
             ..of.guest.clone()
         },
         net: NetPlan::none(),
         lease: false,
+        auto_stop_ms: None,
+        caches: Vec::new(),
+        writable: Vec::new(),
         start: Start::Save,
         machine,
         ..of.clone()

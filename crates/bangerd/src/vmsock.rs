@@ -3,8 +3,9 @@
 use crate::plan::{DISK_FILE, END_FILE, PLAN_FILE, SOCKET_FILE, SUPERVISOR_LOG_FILE, VmPlan};
 use anyhow::{Context as _, bail};
 use banger_wire::BUILD;
-use banger_wire::exec::{ExecSpec, ExitStatus, SessionEvent};
-use banger_wire::frame::{Frame, Kind, MESSAGE_LEN_MAX};
+use banger_wire::channel::{self, ChannelWriter};
+use banger_wire::exec::{ExecSpec, ExitStatus, STDIN, SessionEvent, WINDOW};
+use banger_wire::frame::{DATA_LEN_MAX, Frame, Kind, MESSAGE_LEN_MAX};
 use banger_wire::guest::SessionKind;
 use banger_wire::stream::{FrameReader, FrameWriter};
 use banger_wire::vm::{VmCall, VmEnd, VmEvent, VmRequest};
@@ -235,13 +236,7 @@ pub(crate) async fn stream(
     what: SessionKind,
     mut take: impl FnMut(&[u8]) -> anyhow::Result<()>,
 ) -> anyhow::Result<ExitStatus> {
-    let mut connection = connect(dir).await?;
-    connection.request(VmRequest::Open { what, lease: false }).await?;
-    match connection.event().await?.context("the vm has ended")? {
-        VmEvent::Accepted => {}
-        VmEvent::Refused(error) => return Err(error.into()),
-        _ => bail!("the supervisor gave an unexpected answer"),
-    }
+    let mut connection = open(dir, what).await?;
     let _ = connection.writer.write(&Frame::eof(0, banger_wire::exec::STDIN)).await;
     while let Some(frame) = connection.reader.next().await? {
         match frame.kind {
@@ -261,4 +256,60 @@ pub(crate) async fn stream(
         }
     }
     bail!("the vm ended before the command did")
+}
+
+async fn open(dir: &Path, what: SessionKind) -> anyhow::Result<Connection> {
+    let mut connection = connect(dir).await?;
+    connection.request(VmRequest::Open { what, lease: false }).await?;
+    match connection.event().await?.context("the vm has ended")? {
+        VmEvent::Accepted => Ok(connection),
+        VmEvent::Refused(error) => Err(error.into()),
+        _ => bail!("the supervisor gave an unexpected answer"),
+    }
+}
+
+/// Opens a session that has no output, and gives it what `write` writes on a thread of its own.
+///
+/// # Errors
+/// When the session can't be opened or is lost, and what it or `write` fails with.
+pub(crate) async fn feed(
+    dir: &Path,
+    what: SessionKind,
+    write: impl FnOnce(ChannelWriter) -> std::io::Result<()> + Send + 'static,
+) -> anyhow::Result<ExitStatus> {
+    let mut connection = open(dir, what).await?;
+    let (output, mut pieces) = channel::writer();
+    let writing = banger_image::blocking::start(move || write(output));
+    tokio::pin!(writing);
+    let (mut window, mut sending) = (WINDOW as usize, true);
+    loop {
+        tokio::select! {
+            piece = pieces.recv(), if sending && window >= DATA_LEN_MAX => match piece {
+                Some(piece) => {
+                    window -= piece.len();
+                    connection.writer.write(&Frame::data(0, STDIN, piece)).await?;
+                }
+                None => {
+                    sending = false;
+                    (&mut writing).await??;
+                    connection.writer.write(&Frame::eof(0, STDIN)).await?;
+                }
+            },
+            frame = connection.reader.next() => {
+                let frame = frame?.context("the vm has ended")?;
+                match (frame.kind, frame.channel) {
+                    (Kind::Credit, STDIN) => {
+                        window = window.saturating_add(frame.parse_credit()? as usize).min(WINDOW as usize);
+                    }
+                    (Kind::Message, _) => match frame.parse()? {
+                        SessionEvent::Exited(status) => return Ok(status),
+                        SessionEvent::Failed(error) => return Err(error.into()),
+                        SessionEvent::Started { .. } => {}
+                    },
+                    (Kind::Close, _) => bail!("the guest gave up"),
+                    _ => {}
+                }
+            }
+        }
+    }
 }

@@ -30,11 +30,21 @@ pub(crate) struct Asked {
     path: PathBuf,
     wanted: Wanted,
     branching: Branching,
-    guest_path: PathBuf,
+    pub(super) guest_path: PathBuf,
     readonly: bool,
 }
 
 impl Asked {
+    /// Asks for the named directory in the way it was placed before.
+    pub(super) fn like(self, before: &Workspace) -> Self {
+        Self { path: self.path, ..Self::again(before) }
+    }
+
+    /// The directory that was named.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Asks for what was placed before, in the same way.
     fn again(before: &Workspace) -> Self {
         let WorkspaceAsked { tracked_only, include_secrets, readonly, branch, from } = before.asked.clone();
@@ -150,12 +160,12 @@ async fn replace(
     Ok(())
 }
 
-async fn collected(context: &mut Context, vm: &VmView) -> Result<Changes, Stop> {
+pub(super) async fn collected(context: &mut Context, vm: &VmView) -> Result<Changes, Stop> {
     let state = context.client.state().clone();
     context.signals.unless(collect(vm, &state)).await
 }
 
-fn count(number: usize, of: &str) -> String {
+pub(super) fn count(number: usize, of: &str) -> String {
     if number == 1 { format!("1 {of}") } else { format!("{number} {of}s") }
 }
 

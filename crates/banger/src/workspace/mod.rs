@@ -9,12 +9,13 @@
 
 mod apply;
 mod base;
-mod checkout;
+pub(crate) mod checkout;
 mod collect;
 pub(crate) mod command;
 mod git;
 mod metadata;
 mod objects;
 mod place;
+pub(crate) mod reuse;
 mod safety;
 mod tree;

@@ -1,7 +1,7 @@
 //! What crashes left in the owner's directories and nothing refers to any more.
 
 use crate::daemon::Daemon;
-use crate::{cgroup, programs, template, vmsock};
+use crate::{cache, cgroup, programs, template, vmsock};
 use anyhow::Context as _;
 use rustix::fs::FlockOperation;
 use std::path::{Path, PathBuf};
@@ -30,6 +30,7 @@ pub(crate) fn of_store(daemon: &Daemon) -> anyhow::Result<Vec<PathBuf>> {
         // A client that makes a workspace locks it; it may be the one that has just started this daemon.
         found.extend(unknown.filter(|path| parent != "workspaces" || !is_locked(path)));
     }
+    found.extend(cache::unfinished(&daemon.paths.caches()));
     found.sort();
     Ok(found)
 }
@@ -38,13 +39,13 @@ pub(crate) fn of_store(daemon: &Daemon) -> anyhow::Result<Vec<PathBuf>> {
 pub(crate) fn find(daemon: &Daemon) -> anyhow::Result<Vec<PathBuf>> {
     // A pull's files are there before its row.
     let alone = daemon.pulling.try_lock().is_ok() && daemon.templates.try_lock().is_ok();
-    list(daemon, alone)
+    list(daemon, alone && daemon.caching.try_lock().is_ok())
 }
 
 /// Removes everything that is left over; returns how many files and directories that were.
 pub(crate) async fn mend(daemon: &Daemon) -> anyhow::Result<usize> {
-    let alone = (daemon.pulling.try_lock(), daemon.templates.try_lock());
-    let found = list(daemon, alone.0.is_ok() && alone.1.is_ok())?;
+    let alone = (daemon.pulling.try_lock(), daemon.templates.try_lock(), daemon.caching.try_lock());
+    let found = list(daemon, alone.0.is_ok() && alone.1.is_ok() && alone.2.is_ok())?;
     for path in &found {
         remove(path).await?;
     }

@@ -54,6 +54,7 @@ async fn serve_one(stream: UnixStream, shared: &Rc<Shared>) -> Result<(), Stream
     match call.request {
         VmRequest::Watch => watch(reader, writer, shared).await,
         VmRequest::Hold => {
+            let _used = shared.use_it();
             shared.status.send_modify(|status| status.leased = true);
             let watched = watch(reader, writer, shared).await;
             let _ = shared.orders.send(Order::LeaseEnded).await;
@@ -68,6 +69,7 @@ async fn serve_one(stream: UnixStream, shared: &Rc<Shared>) -> Result<(), Stream
             watch(reader, writer, shared).await
         }
         VmRequest::Open { what, lease } => {
+            let _used = shared.use_it();
             if lease {
                 shared.status.send_modify(|status| status.leased = true);
             }

@@ -44,6 +44,14 @@ pub(crate) fn run(dir: &Path) -> anyhow::Result<()> {
     let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let disk = rustix::fs::open(dir.join(DISK_FILE), flags, Mode::empty()).context("open the vm's disk")?;
     lock(&disk).context("lock the vm's disk: another supervisor runs this vm")?;
+    let mut locked = vec![disk];
+    for cache in &plan.caches {
+        let shown = cache.display();
+        let file = rustix::fs::open(cache, flags, Mode::empty())
+            .with_context(|| format!("open the cache `{shown}`"))?;
+        lock(&file).with_context(|| format!("lock the cache `{shown}`: another vm has it"))?;
+        locked.push(file);
+    }
     if let Some(dir) = &plan.cgroup {
         // First of all, so that everything of the vm is in it, and nothing of it sees it.
         crate::cgroup::join(dir).with_context(|| format!("enter the control group `{}`", dir.display()))?;
@@ -68,8 +76,9 @@ pub(crate) fn run(dir: &Path) -> anyhow::Result<()> {
     if namespace::fork().context("start process 1 of the vm")?.is_some() {
         return Ok(());
     }
+    let kept: Vec<RawFd> = locked.iter().map(|file| file.as_raw_fd()).collect();
     let (place, done) = match enter(&plan) {
-        Ok(()) => (Path::new(root::VM_DIR), supervise(&plan, disk.as_raw_fd())),
+        Ok(()) => (Path::new(root::VM_DIR), supervise(&plan, &kept)),
         Err(error) => (dir, Err(error)),
     };
     let end = match done {
@@ -82,7 +91,7 @@ pub(crate) fn run(dir: &Path) -> anyhow::Result<()> {
         }
     };
     save_end(place, &end).with_context(|| format!("write how the vm ended ({})", end.detail))?;
-    drop(disk);
+    drop(locked);
     Ok(())
 }
 
@@ -107,7 +116,8 @@ fn enter(plan: &VmPlan) -> anyhow::Result<()> {
     root::enter(plan, root::Proc::Own).context("build the vm's private root")
 }
 
-fn supervise(plan: &VmPlan, disk: RawFd) -> anyhow::Result<Option<VmEnd>> {
+/// `kept` are the locked files, which the VMM keeps too: as long as it could write, they are in use.
+fn supervise(plan: &VmPlan, kept: &[RawFd]) -> anyhow::Result<Option<VmEnd>> {
     rustix::process::umask(Mode::from_raw_mode(0o077));
     let starter = match starter::split(plan.net.pasta.as_ref())? {
         Split::First(socket) => socket,
@@ -116,7 +126,7 @@ fn supervise(plan: &VmPlan, disk: RawFd) -> anyhow::Result<Option<VmEnd>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let run = async {
         let starter = starter.map(Starter::new).transpose().context("reach what starts `pasta`")?;
-        vm::run(plan, disk, starter).await
+        vm::run(plan, kept, starter).await
     };
     tokio::task::LocalSet::new().block_on(&runtime, run).map(Some)
 }

@@ -36,6 +36,12 @@ const RESTARTS_MAX: u32 = 3;
 /// How often a vm that waits for room on the host's disk tries again.
 const RESUME_EVERY: Duration = Duration::from_secs(5);
 
+/// What a vm that nobody uses gets to stop in order.
+const IDLE_GRACE_MS: u64 = 30_000;
+/// How long a vm that is ended by force may take to put what is in its caches on the disk. Its own disk goes, or may have
+/// lost what was not synced; a cache is the next vm's.
+const FLUSH_TIME: Duration = Duration::from_secs(10);
+
 /// A vm that is to live as long as its client's connection ends when none comes: the client died before it could open
 /// it. Longer than a client waits for the image's init.
 const LEASE_TIME: Duration = Duration::from_secs(180);
@@ -53,8 +59,27 @@ pub(crate) struct Shared {
     pub(crate) status: watch::Sender<VmStatus>,
     pub(crate) end: watch::Sender<Option<VmEnd>>,
     pub(crate) orders: mpsc::Sender<Order>,
+    /// How many connections use the vm; see [`Shared::use_it`].
+    pub(crate) sessions: watch::Sender<usize>,
     pub(crate) link: RefCell<Option<Link>>,
     pub(crate) started_by_root: bool,
+}
+
+/// A connection that uses the vm, as long as this lives.
+pub(crate) struct InUse(Rc<Shared>);
+
+impl Shared {
+    /// Keeps the vm from stopping by itself.
+    pub(crate) fn use_it(self: &Rc<Self>) -> InUse {
+        self.sessions.send_modify(|count| *count += 1);
+        InUse(Rc::clone(self))
+    }
+}
+
+impl Drop for InUse {
+    fn drop(&mut self) {
+        self.0.sessions.send_modify(|count| *count -= 1);
+    }
 }
 
 /// Why a VMM's time was over.
@@ -67,9 +92,8 @@ enum Outcome {
     Again,
 }
 
-/// Boots the vm and stays until it has ended. The VMM keeps `disk`, and with it the lock: as long as it could write, the
-/// disk is in use.
-pub(crate) async fn run(plan: &VmPlan, disk: RawFd, starter: Option<Starter>) -> anyhow::Result<VmEnd> {
+/// Boots the vm and stays until it has ended. The VMM gets the descriptors `kept`.
+pub(crate) async fn run(plan: &VmPlan, kept: &[RawFd], starter: Option<Starter>) -> anyhow::Result<VmEnd> {
     let started = Instant::now();
     let (orders, mut order_queue) = mpsc::channel(16);
     let status = VmStatus {
@@ -82,11 +106,13 @@ pub(crate) async fn run(plan: &VmPlan, disk: RawFd, starter: Option<Starter>) ->
         network_warning: None,
         paused: None,
         leased: false,
+        auto_stop_at: None,
     };
     let shared = Rc::new(Shared {
         status: watch::channel(status).0,
         end: watch::channel(None).0,
         orders,
+        sessions: watch::channel(0).0,
         link: RefCell::new(None),
         started_by_root: plan.run_as.is_some(),
     });
@@ -98,7 +124,7 @@ pub(crate) async fn run(plan: &VmPlan, disk: RawFd, starter: Option<Starter>) ->
     confine::supervisor(plan, &network.thread).await?;
     let mut life = Life {
         plan,
-        disk,
+        kept,
         shared: shared.clone(),
         network_state: network.subscribe(),
         network,
@@ -109,6 +135,8 @@ pub(crate) async fn run(plan: &VmPlan, disk: RawFd, starter: Option<Starter>) ->
         configured: false,
         init_ready: false,
         stop_reason: None,
+        was_idle: false,
+        flushes: false,
     };
     life.stage("make network");
     let end = loop {
@@ -156,7 +184,8 @@ struct Vmm {
 
 struct Life<'a> {
     plan: &'a VmPlan,
-    disk: RawFd,
+    /// Locked files, which each VMM keeps.
+    kept: &'a [RawFd],
     shared: Rc<Shared>,
     network: Network,
     network_state: watch::Receiver<State>,
@@ -172,6 +201,10 @@ struct Life<'a> {
     /// The image's init has reported that it is done.
     init_ready: bool,
     stop_reason: Option<EndReason>,
+    /// The order to stop was the vm's own: nobody used it.
+    was_idle: bool,
+    /// It ends as soon as its caches are on the disk.
+    flushes: bool,
 }
 
 impl Life<'_> {
@@ -184,7 +217,7 @@ impl Life<'_> {
         let launch = banger_vmm::launch(&machine);
         machine::prepare(&launch).context("make the VMM's files")?;
         let agent = Source::new(launch.agent.clone()).context("listen for the agent")?;
-        let keep = self.network.tap().into_iter().chain([self.disk]).chain(saved_fd).collect();
+        let keep = self.network.tap().into_iter().chain(self.kept.iter().copied()).chain(saved_fd).collect();
         let confinement = confine::vmm(self.plan)?;
         let (process, output) = machine::start(&launch, keep, confinement, &self.network.thread).await?;
         self.shared.status.send_modify(|status| {
@@ -234,12 +267,16 @@ impl Life<'_> {
         let mut spoken = false;
         let mut kill_at: Option<tokio::time::Instant> = None;
         let mut lease_at = None;
+        let mut sessions = self.shared.sessions.subscribe();
+        let mut idle_at = None;
         let mut heartbeat = tokio::time::interval(Duration::from_millis(HEARTBEAT_MS));
         loop {
             let ready = self.is_ready();
             if ready && self.plan.lease && lease_at.is_none() {
                 lease_at = Some(tokio::time::Instant::now() + LEASE_TIME);
             }
+            let used = !ready || *sessions.borrow_and_update() > 0;
+            idle_at = self.idle_at(used, idle_at);
             let leased = self.shared.status.borrow().leased;
             let restarts = self.shared.status.borrow().watchdog_restarts;
             tokio::select! {
@@ -283,7 +320,16 @@ impl Life<'_> {
                         let _ = vmm.ended().await;
                         return Ok(Outcome::End(end));
                     }
+                    if self.flushes && message == GuestMessage::Synced {
+                        vmm.kill();
+                    }
                     self.message(message, &link);
+                }
+                // However short the session was, the time begins anew.
+                Ok(()) = sessions.changed() => idle_at = None,
+                () = sleep_until(idle_at), if idle_at.is_some() => {
+                    self.was_idle = true;
+                    kill_at = self.order(Order::Stop { grace_ms: IDLE_GRACE_MS }, &link, &vmm).or(kill_at);
                 }
                 Ok(()) = self.network_state.changed() => self.network_changed(),
                 Some(order) = orders.recv() => kill_at = self.order(order, &link, &vmm).or(kill_at),
@@ -415,6 +461,16 @@ impl Life<'_> {
             }
             // Already on its way down: the first deadline holds.
             Order::Stop { .. } if self.stop_reason.is_some() => None,
+            // On its way down already; the deadline holds.
+            Order::LeaseEnded | Order::Kill if self.flushes => None,
+            Order::LeaseEnded | Order::Kill if self.is_ready() && !self.plan.caches.is_empty() => {
+                let ended = matches!(order, Order::LeaseEnded);
+                self.stop_reason = Some(if ended { EndReason::LeaseEnded } else { EndReason::Killed });
+                self.flushes = true;
+                self.shared.status.send_modify(|status| status.phase = Phase::Stopping);
+                link.control_later(&HostMessage::Sync);
+                Some(tokio::time::Instant::now() + FLUSH_TIME)
+            }
             Order::LeaseEnded => {
                 self.stop_reason = Some(EndReason::LeaseEnded);
                 vmm.kill();
@@ -426,6 +482,21 @@ impl Life<'_> {
                 None
             }
         }
+    }
+
+    /// When the vm stops by itself: from when nobody uses it, that long. Says so in the status when it changes.
+    fn idle_at(&self, used: bool, before: Option<tokio::time::Instant>) -> Option<tokio::time::Instant> {
+        let after = self.plan.auto_stop_ms.map(Duration::from_millis).filter(|_| !used);
+        let at = after.and_then(|after| before.or_else(|| tokio::time::Instant::now().checked_add(after)));
+        self.shared.status.send_if_modified(|status| match (at, after) {
+            (Some(_), Some(after)) if at != before => {
+                status.auto_stop_at = SystemTime::now().checked_add(after).map(unix_s);
+                true
+            }
+            (Some(_), _) => false,
+            (None, _) => status.auto_stop_at.take().is_some(),
+        });
+        at
     }
 
     /// Before the agent speaks no disk has been mounted.
@@ -483,6 +554,7 @@ impl Life<'_> {
                 end(EndReason::Failed, &format!("the VMM ended with {status}; it said last: {last}"))
             }
             Some(EndReason::Stopped) if let Some(line) = panic => end(EndReason::Failed, &line),
+            Some(EndReason::Stopped) if self.was_idle => end(EndReason::Stopped, "stopped: nobody used it"),
             Some(EndReason::Stopped) => end(EndReason::Stopped, "stopped"),
             Some(EndReason::LeaseEnded) => end(EndReason::LeaseEnded, "its command ended"),
             Some(reason) => end(reason, "ended by force"),
@@ -503,6 +575,11 @@ async fn sleep_until(at: Option<tokio::time::Instant>) {
         Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,
     }
+}
+
+fn unix_s(time: SystemTime) -> i64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }
 
 fn unix_ns() -> u64 {

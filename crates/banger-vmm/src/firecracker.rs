@@ -1,12 +1,14 @@
-//! The Firecracker driver (1.12 and later): a configuration file, a vsock for the agent, no control socket.
+//! The Firecracker driver (1.12 and later): a configuration file, a vsock for the agent, an API on a Unix socket.
 //!
 //! Firecracker needs KVM. Its machine has no firmware and no switch: a guest ends it by a reset, which it answers by
 //! ending, with success. Switching off is not among the things a guest can do, so one that wants it stands still; its
 //! kernel says so on the console ([`says_halted`]), and whoever reads that ends the VMM.
 //!
-//! The API's socket stays closed: nothing asked for so far needs it, and what it would accept is much.
+//! The API is used for what a configuration file can't say: saving the machine, and going on with a saved one. Its socket
+//! is in the vm's private root, where the supervisor alone connects; a guest reaches sockets of another form of name.
 
-use crate::machine::{AgentSocket, Drive, Launch, MachinePlan, NetDevice, NetLink};
+use crate::api::Request;
+use crate::machine::{AgentSocket, Control, Drive, Launch, MachinePlan, NetDevice, NetLink, Saved};
 use banger_wire::guest::VSOCK_PORT;
 use serde_json::{Value, json};
 use std::ffi::OsString;
@@ -53,43 +55,95 @@ pub fn config_path(plan: &MachinePlan) -> PathBuf {
 /// Says how to start the machine with Firecracker. The console goes to the VMM's standard output.
 ///
 /// A guest reaches every socket `<vsock>_<port>` of the directory; there has to be none but the agent's.
+///
+/// A saved machine brings its configuration along. Of drives only the names are saved: what is there when it goes on
+/// counts, with its length. The tap and the vsock's path are as they were as well.
 #[must_use]
 pub fn launch(plan: &MachinePlan) -> Launch {
-    let config_path = config_path(plan);
+    let socket = plan.run_dir.join("api.sock");
     let vsock = plan.run_dir.join("vsock");
     let agent = plan.run_dir.join(format!("vsock_{VSOCK_PORT}"));
     let words = CMDLINE.iter().copied().chain(plan.cmdline.iter().map(String::as_str));
     let cmdline = words.collect::<Vec<_>>().join(" ");
-    let config = json!({
+    // What is below errors is about Firecracker itself, and would stand between the guest's lines.
+    let mut args: Vec<OsString> = ["--level", "Error", "--api-sock"].map(OsString::from).into();
+    args.push(socket.clone().into());
+    if plan.pci {
+        args.push("--enable-pci".into());
+    }
+    let (mut files, mut first) = (Vec::new(), Vec::new());
+    if let Some(Saved::Files { memory, state }) = &plan.saved {
+        first.extend([load(memory, state), resume()]);
+    } else {
+        let path = config_path(plan);
+        args.extend(["--config-file".into(), path.clone().into()]);
+        files.push((path, format!("{:#}\n", config(plan, &vsock, &cmdline)).into_bytes()));
+    }
+    Launch {
+        program: plan.program.clone(),
+        args,
+        files,
+        sockets: vec![vsock, socket.clone()],
+        cmdline,
+        agent: AgentSocket::Listen(agent),
+        control: Control::Api { socket, first },
+    }
+}
+
+fn config(plan: &MachinePlan, vsock: &Path, cmdline: &str) -> Value {
+    let mut machine = json!({ "vcpu_count": plan.vcpu, "mem_size_mib": plan.memory.0 });
+    if plan.to_be_saved {
+        machine["track_dirty_pages"] = true.into();
+    }
+    json!({
         "boot-source": {
             "kernel_image_path": text(&plan.kernel),
             "initrd_path": text(&plan.initrd),
             "boot_args": cmdline,
         },
-        "machine-config": { "vcpu_count": plan.vcpu, "mem_size_mib": plan.memory.0 },
+        "machine-config": machine,
         "drives": drives(plan),
         "network-interfaces": interfaces(plan),
-        "vsock": { "guest_cid": GUEST_CID, "uds_path": text(&vsock) },
+        "vsock": { "guest_cid": GUEST_CID, "uds_path": text(vsock) },
         "entropy": {
             "rate_limiter": { "bandwidth": { "size": ENTROPY_BYTES, "refill_time": ENTROPY_PERIOD_MS } },
         },
+    })
+}
+
+/// Says how to save a running machine into two files. It stands still from then on.
+///
+/// The memory's file is as long as the memory, with holes where nothing was written since the machine began: Firecracker
+/// calls that a difference, here to nothing. It takes [`MachinePlan::to_be_saved`].
+#[must_use]
+pub fn save(memory: &Path, state: &Path) -> [Request; 2] {
+    let body = json!({
+        "snapshot_type": "Diff",
+        "mem_file_path": text(memory),
+        "snapshot_path": text(state),
     });
-    // What is below errors is about Firecracker itself, and would stand between the guest's lines.
-    let mut args: Vec<OsString> =
-        ["--no-api", "--level", "Error", "--config-file"].map(OsString::from).into();
-    args.push(config_path.clone().into());
-    if plan.pci {
-        args.push("--enable-pci".into());
-    }
-    Launch {
-        program: plan.program.clone(),
-        args,
-        files: vec![(config_path, format!("{config:#}\n").into_bytes())],
-        sockets: vec![vsock],
-        cmdline,
-        agent: AgentSocket::Listen(agent),
-        control_socket: None,
-    }
+    [pause(), Request { method: "PUT", path: "/snapshot/create", body }]
+}
+
+/// Loads a saved machine, which stands still then. To be asked before there is a machine.
+fn load(memory: &Path, state: &Path) -> Request {
+    let body = json!({
+        "mem_backend": { "backend_type": "File", "backend_path": text(memory) },
+        "snapshot_path": text(state),
+    });
+    Request { method: "PUT", path: "/snapshot/load", body }
+}
+
+/// Has the machine stand still.
+#[must_use]
+pub fn pause() -> Request {
+    Request { method: "PATCH", path: "/vm", body: json!({ "state": "Paused" }) }
+}
+
+/// Has the machine go on.
+#[must_use]
+pub fn resume() -> Request {
+    Request { method: "PATCH", path: "/vm", body: json!({ "state": "Resumed" }) }
 }
 
 /// The initramfs finds the root, so no drive is the root device.
@@ -136,7 +190,7 @@ pub fn says_halted(line: &str) -> bool {
 }
 
 /// What begins the line in which Firecracker says why it could not go on.
-pub const COMPLAINT: &str = "RunWithoutApiError error: ";
+pub const COMPLAINT: &str = "RunWithApiError error: ";
 
 /// Returns what an exit status means, when it is one that Firecracker has a meaning for.
 ///
@@ -177,8 +231,8 @@ pub fn unfit(version: (u32, u32)) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{exit_reason, launch, says_halted, unfit};
-    use crate::machine::{AgentSocket, Drive, Driver, MachinePlan, NetDevice, NetLink};
+    use super::{exit_reason, launch, save, says_halted, unfit};
+    use crate::machine::{AgentSocket, Control, Drive, Driver, MachinePlan, NetDevice, NetLink, Saved};
     use banger_wire::size::Mebibytes;
 
     fn plan() -> MachinePlan {
@@ -202,7 +256,8 @@ mod tests {
                 link: NetLink::Named("tap0".to_owned()),
             }),
             run_dir: "/run".into(),
-            saved_fd: None,
+            to_be_saved: false,
+            saved: None,
         }
     }
 
@@ -215,7 +270,7 @@ mod tests {
         let expected = include_str!("../tests/golden/firecracker.txt");
         assert_eq!(text, expected, "change the golden file when the change is meant");
         assert_eq!(launch.agent, AgentSocket::Listen("/run/vsock_1024".into()));
-        assert_eq!(launch.control_socket, None);
+        assert_eq!(launch.control, Control::Api { socket: "/run/api.sock".into(), first: Vec::new() });
         assert!(launch.cmdline.ends_with(" extra=1"));
     }
 
@@ -225,6 +280,33 @@ mod tests {
         assert!(!launch.args.contains(&"--enable-pci".into()));
         let config: serde_json::Value = serde_json::from_slice(&launch.files[0].1).unwrap();
         assert_eq!(config["network-interfaces"], serde_json::json!([]));
+    }
+
+    #[test]
+    fn a_machine_is_saved_and_goes_on() {
+        let saved = launch(&MachinePlan { to_be_saved: true, ..plan() });
+        let config: serde_json::Value = serde_json::from_slice(&saved.files[0].1).unwrap();
+        assert_eq!(config["machine-config"]["track_dirty_pages"], true);
+        let files = Saved::Files { memory: "/boot/memory".into(), state: "/boot/state".into() };
+        let restored = launch(&MachinePlan { saved: Some(files), ..plan() });
+        assert_eq!(restored.args, ["--level", "Error", "--api-sock", "/run/api.sock", "--enable-pci"]);
+        assert_eq!(
+            (restored.files, &restored.sockets, &restored.agent),
+            (vec![], &saved.sockets, &saved.agent)
+        );
+        let Control::Api { first, .. } = restored.control else { panic!("{:?}", restored.control) };
+        let shown: Vec<String> = save("/vm/memory".as_ref(), "/vm/state".as_ref())
+            .iter()
+            .chain(&first)
+            .map(|request| format!("{} {} {}", request.method, request.path, request.body))
+            .collect();
+        let expected = [
+            r#"PATCH /vm {"state":"Paused"}"#,
+            r#"PUT /snapshot/create {"mem_file_path":"/vm/memory","snapshot_path":"/vm/state","snapshot_type":"Diff"}"#,
+            r#"PUT /snapshot/load {"mem_backend":{"backend_path":"/boot/memory","backend_type":"File"},"snapshot_path":"/boot/state"}"#,
+            r#"PATCH /vm {"state":"Resumed"}"#,
+        ];
+        assert_eq!(shown, expected);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! What a machine is, fully decided, and what starts it.
 
+use crate::api::Request;
 use banger_wire::size::Mebibytes;
 use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
@@ -58,10 +59,28 @@ pub struct MachinePlan {
     pub net: Option<NetDevice>,
     /// Directory for the VMM's sockets: agent and control.
     pub run_dir: PathBuf,
-    /// Descriptor number at which the VMM's process finds a saved machine to go on with, instead of booting. Everything
-    /// else has to be as it was for that machine, but for what is in drives and behind the network device.
+    /// The machine is to be saved: the VMM keeps account of the memory it uses, where saving takes that.
     #[serde(default)]
-    pub saved_fd: Option<i32>,
+    pub to_be_saved: bool,
+    /// A saved machine to go on with, instead of booting. Everything else has to be as it was for that machine, but for
+    /// what is in drives and behind the network device.
+    #[serde(default)]
+    pub saved: Option<Saved>,
+}
+
+/// Where the VMM finds a saved machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Saved {
+    /// Open, under this descriptor number: QEMU's.
+    Open(i32),
+    /// In two files: Firecracker's.
+    Files {
+        /// Its memory, which is mapped and must not change.
+        memory: PathBuf,
+        /// Everything else.
+        state: PathBuf,
+    },
 }
 
 fn pci() -> bool {
@@ -113,8 +132,22 @@ pub struct Launch {
     pub cmdline: String,
     /// What carries the agent's byte stream.
     pub agent: AgentSocket,
-    /// Unix socket that controls the VMM, where there is one; the VMM listens.
-    pub control_socket: Option<PathBuf>,
+    /// What controls the running VMM.
+    pub control: Control,
+}
+
+/// The Unix socket that controls a VMM. The VMM listens, from some moment after its start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Control {
+    /// QEMU's protocol, QMP.
+    Qmp(PathBuf),
+    /// Firecracker's API.
+    Api {
+        /// The socket.
+        socket: PathBuf,
+        /// What has to be asked of it for the machine to run, in this order.
+        first: Vec<Request>,
+    },
 }
 
 /// The Unix socket of the agent's byte stream.

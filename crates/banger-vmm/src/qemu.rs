@@ -4,7 +4,7 @@
 //! then hangs before the kernel's first line, because it has a single reference to calibrate the clock by; q35 has
 //! others. The kernel is given the host's clock rate for the same reason.
 
-use crate::machine::{AgentSocket, Launch, MachinePlan, NetLink};
+use crate::machine::{AgentSocket, Control, Launch, MachinePlan, NetLink, Saved};
 use std::ffi::OsString;
 
 /// Name of the agent's virtio-serial port.
@@ -77,7 +77,7 @@ pub fn launch(plan: &MachinePlan) -> Launch {
     let mut control = option("unix:", control_socket.as_os_str());
     control.push(",server=on,wait=off");
     args.pair("-qmp", control);
-    if let Some(saved) = plan.saved_fd {
+    if let Some(Saved::Open(saved)) = &plan.saved {
         args.pair("-incoming", format!("fd:{saved}"));
     }
     args.words("-sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
@@ -88,7 +88,7 @@ pub fn launch(plan: &MachinePlan) -> Launch {
         sockets: Vec::new(),
         cmdline,
         agent: AgentSocket::Dial(agent_socket),
-        control_socket: Some(control_socket),
+        control: Control::Qmp(control_socket),
     }
 }
 
@@ -124,7 +124,7 @@ impl Args {
 #[cfg(test)]
 mod tests {
     use super::launch;
-    use crate::machine::{AgentSocket, Drive, Driver, MachinePlan, NetDevice, NetLink};
+    use crate::machine::{AgentSocket, Drive, Driver, MachinePlan, NetDevice, NetLink, Saved};
     use banger_wire::size::Mebibytes;
 
     fn plan() -> MachinePlan {
@@ -145,7 +145,8 @@ mod tests {
             ],
             net: Some(NetDevice { mac: "52:54:00:00:00:01".to_owned(), link: NetLink::Open(3) }),
             run_dir: "/run".into(),
-            saved_fd: None,
+            to_be_saved: false,
+            saved: None,
         }
     }
 
@@ -165,7 +166,7 @@ mod tests {
     #[test]
     fn a_saved_machine_goes_on_as_it_was() {
         let booted = launch(&plan()).args;
-        let restored = launch(&MachinePlan { saved_fd: Some(9), ..plan() }).args;
+        let restored = launch(&MachinePlan { saved: Some(Saved::Open(9)), ..plan() }).args;
         let more: Vec<_> = restored.iter().filter(|arg| !booted.contains(arg)).collect();
         assert_eq!(more, ["-incoming", "fd:9"]);
         let net = Some(NetDevice { mac: "52:54:00:00:00:01".to_owned(), link: NetLink::Loose });

@@ -74,7 +74,8 @@ pub(crate) enum Start {
     /// The kernel boots.
     #[default]
     Boot,
-    /// The kernel boots, and once the agent speaks the machine is saved as [`SAVED_FILE`] in the vm's directory and ends.
+    /// The kernel boots, and once the agent speaks the machine is saved as [`SAVED_FILE`] and [`STATE_FILE`] in the vm's
+    /// directory, and ends.
     Save,
     /// The machine goes on from [`SAVED_INSIDE`]; it boots when that can't be done, or comes to nothing.
     Restore,
@@ -94,10 +95,14 @@ pub(crate) enum Layer {
     Limits,
 }
 
-/// A saved machine.
+/// A saved machine, or its memory.
 pub(crate) const SAVED_FILE: &str = "memory";
+/// The rest of a saved machine, where the VMM keeps it by itself; empty otherwise.
+pub(crate) const STATE_FILE: &str = "state";
 /// Where the supervisor finds the one its vm goes on from.
 pub(crate) const SAVED_INSIDE: &str = "/boot/memory";
+/// And its rest.
+pub(crate) const STATE_INSIDE: &str = "/boot/state";
 
 /// A bind mount into the supervisor's root.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -214,7 +219,8 @@ pub(crate) fn plan(inputs: Inputs<'_>) -> VmPlan {
         drives,
         net: None,
         run_dir: PathBuf::from("/run"),
-        saved_fd: None,
+        to_be_saved: false,
+        saved: None,
     };
     let guest = GuestConfig {
         hostname: row.name.to_string(),

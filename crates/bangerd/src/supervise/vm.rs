@@ -6,16 +6,19 @@ use super::monitor::Monitor;
 use super::net::starter::Starter;
 use super::net::{Child, Network, State};
 use super::{client, confine, machine, root};
-use crate::plan::{CONSOLE_FILE, SAVED_FILE, SAVED_INSIDE, SOCKET_FILE, Start, VmPlan};
+use crate::plan::{
+    CONSOLE_FILE, SAVED_FILE, SAVED_INSIDE, SOCKET_FILE, STATE_FILE, STATE_INSIDE, Start, VmPlan,
+};
 use anyhow::{Context as _, bail};
 use banger_vmm::qmp::Event;
-use banger_vmm::{Driver, MachinePlan, firecracker};
+use banger_vmm::{Control, Driver, MachinePlan, Saved, firecracker};
 use banger_wire::guest::{GuestMessage, HEARTBEAT_MS, HostMessage, Timing};
 use banger_wire::vm::{EndReason, Phase, VmEnd, VmStatus};
 use std::cell::RefCell;
 use std::fs::File;
+use std::io::Write as _;
 use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitStatus;
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -145,7 +148,7 @@ pub(crate) async fn run(plan: &VmPlan, disk: RawFd, starter: Option<Starter>) ->
 struct Vmm {
     process: Child,
     agent: Source,
-    control_socket: Option<PathBuf>,
+    control: Control,
     console: Rc<RefCell<Console>>,
     reading: JoinHandle<std::io::Result<()>>,
     /// The console has said something.
@@ -177,10 +180,14 @@ struct Life<'a> {
 impl Life<'_> {
     /// Starts the VMM.
     async fn start_vmm(&mut self) -> anyhow::Result<Vmm> {
-        let saved = self.saved();
+        let (saved, saved_file) = self.saved().unzip();
         self.restored = saved.is_some();
-        let saved_fd = saved.as_ref().map(File::as_raw_fd);
-        let machine = MachinePlan { saved_fd, ..self.network.machine(&self.plan.machine) };
+        if self.plan.start == Start::Save {
+            self.make_saved_files().context("make the files for the machine")?;
+        }
+        let saved_file = saved_file.flatten();
+        let saved_fd = saved_file.as_ref().map(File::as_raw_fd);
+        let machine = MachinePlan { saved, ..self.network.machine(&self.plan.machine) };
         let launch = banger_vmm::launch(&machine);
         machine::prepare(&launch).context("make the VMM's files")?;
         let agent = Source::new(launch.agent.clone()).context("listen for the agent")?;
@@ -199,7 +206,7 @@ impl Life<'_> {
         let (halts, halted) = watch::channel(false);
         let console = Rc::new(RefCell::new(Console::create(&Path::new(root::VM_DIR).join(CONSOLE_FILE))?));
         let reading = tokio::task::spawn_local(read_console(output, console.clone(), heard, halts));
-        Ok(Vmm { process, agent, control_socket: launch.control_socket, console, reading, hears, halted })
+        Ok(Vmm { process, agent, control: launch.control, console, reading, hears, halted })
     }
 
     /// Starts the VMM once and stays with it until it has ended.
@@ -214,7 +221,7 @@ impl Life<'_> {
         }
         let connected = loop {
             tokio::select! {
-                monitor = Monitor::connect(started.control_socket.as_deref()) => break monitor.ok(),
+                monitor = Monitor::connect(&started.control) => break monitor.inspect_err(log).ok(),
                 _ = vmm.ended() => break None,
                 Some(order) = orders.recv() => drop(self.order(order, &link, &vmm)),
             }
@@ -310,26 +317,41 @@ impl Life<'_> {
         }
     }
 
-    /// The machine to go on from, if it fits the network that could be made.
-    fn saved(&self) -> Option<File> {
-        let fits = self.network.has_link() == self.plan.guest.network.is_some();
-        if self.may_restore && fits { File::open(SAVED_INSIDE).ok() } else { None }
+    /// The machine to go on from, if it fits the network that could be made, and the file that the VMM has to inherit.
+    fn saved(&self) -> Option<(Saved, Option<File>)> {
+        if !self.may_restore || !self.has_its_link() {
+            return None;
+        }
+        let memory = File::open(SAVED_INSIDE).ok()?;
+        Some(match self.plan.machine.driver {
+            Driver::Qemu => (Saved::Open(memory.as_raw_fd()), Some(memory)),
+            Driver::Firecracker => {
+                (Saved::Files { memory: SAVED_INSIDE.into(), state: STATE_INSIDE.into() }, None)
+            }
+        })
+    }
+
+    /// The guest has a network device when it is to have one.
+    fn has_its_link(&self) -> bool {
+        self.network.has_link() == self.plan.guest.network.is_some()
+    }
+
+    /// The VMM may write no others, and finds out what it may write when it starts.
+    fn make_saved_files(&self) -> anyhow::Result<()> {
+        if !self.has_its_link() {
+            bail!("its network device could not be made");
+        }
+        for name in [SAVED_FILE, STATE_FILE] {
+            File::create(Path::new(root::VM_DIR).join(name))?;
+        }
+        Ok(())
     }
 
     /// Saves the machine.
     async fn save(&self, monitor: &mut Monitor) -> anyhow::Result<VmEnd> {
-        let path = Path::new(root::VM_DIR).join(SAVED_FILE);
-        let file = File::create(path).context("make the file for the machine")?;
-        let saved = async {
-            monitor.save(&file).await.context("ask for the machine to be saved")?;
-            loop {
-                match monitor.next().await.context("the VMM ended while the machine was saved")? {
-                    Event::Saved => return Ok(()),
-                    Event::Refused(why) => bail!("save the machine: {}", why.escape_debug()),
-                    _ => {}
-                }
-            }
-        };
+        let dir = Path::new(root::VM_DIR);
+        let (memory, state) = (dir.join(SAVED_FILE), dir.join(STATE_FILE));
+        let saved = monitor.save(&memory, &state);
         tokio::time::timeout(SAVE_TIME, saved).await.context("the machine was not saved in time")??;
         Ok(VmEnd { reason: EndReason::Stopped, detail: "saved".to_owned() })
     }
@@ -496,6 +518,11 @@ impl Life<'_> {
             }
         }
     }
+}
+
+/// A line for the supervisor's log.
+fn log(error: &anyhow::Error) {
+    let _ = writeln!(std::io::stderr(), "{error:#}");
 }
 
 async fn sleep_until(at: Option<tokio::time::Instant>) {

@@ -245,16 +245,17 @@ struct packet {
 	uint32_t flags, room, forwarded;
 } __attribute__((packed));
 enum { REQUEST = 1, RESPONSE = 2, RESET = 3, CLOSE = 4, DATA = 5, CREDIT = 6, CREDIT_REQUEST = 7 };
-enum { HOST = 2, OWN_PORT = 1025, HEADER = 44 };
+enum { HOST = 2, HEADER = 44 };
 
 static struct queue rx, tx, events;
-static uint32_t vsock, port, forwarded;
+/* A connection has a port of its own here, so that what is left of an earlier one is not taken for its own. */
+static uint32_t vsock, port, own_port = 1024, forwarded;
 
 static void send_packet(uint16_t op, const void *bytes, uint32_t len)
 {
 	static struct packet packet;
 	packet = (struct packet){
-		.from = get(vsock, CONFIG), .to = HOST, .from_port = OWN_PORT, .to_port = port, .len = len, .type = 1,
+		.from = get(vsock, CONFIG), .to = HOST, .from_port = own_port, .to_port = port, .len = len, .type = 1,
 		.op = op, .room = BUFFERS * BUFFER, .forwarded = forwarded,
 	};
 	describe(&tx, 0, &packet, HEADER, len ? NEXT : 0);
@@ -272,19 +273,38 @@ static struct packet *receive(uint16_t *slot)
 
 static void dial(uint32_t to_port)
 {
-	uint16_t slot;
+	static uint32_t event[2];
+	uint16_t slot, op;
 	port = to_port;
-	vsock = find(VSOCK, 0);
-	negotiate(vsock);
-	enable(vsock, 0, &rx);
-	enable(vsock, 1, &tx);
-	enable(vsock, 2, &events);
-	set(vsock, STATUS, 15);
-	offer_buffers(&rx, buffers);
+	own_port++;
+	forwarded = 0;
+	if (!vsock) {
+		vsock = find(VSOCK, 0);
+		negotiate(vsock);
+		enable(vsock, 0, &rx);
+		enable(vsock, 1, &tx);
+		enable(vsock, 2, &events);
+		set(vsock, STATUS, 15);
+		offer_buffers(&rx, buffers);
+		describe(&events, 0, event, sizeof event, WRITABLE);
+		offer(&events, 0);
+	}
 	send_packet(REQUEST, 0, 0);
-	if (receive(&slot)->op != RESPONSE)
+	do {
+		struct packet *packet = receive(&slot);
+		op = packet->to_port == own_port ? packet->op : 0;
+		offer(&rx, slot);
+	} while (!op);
+	if (op != RESPONSE)
 		fail("nobody listens");
-	offer(&rx, slot);
+}
+
+/* Waits until the device has lost its connections, which happens when the machine is saved, and connects again. */
+static void dial_again(uint32_t to_port)
+{
+	take(&events);
+	offer(&events, 0);
+	dial(to_port);
 }
 
 /* The second port of a virtio-serial device, as QEMU has it on a PCI bus for drivers of before version 1. */
@@ -380,6 +400,9 @@ static const uint8_t *data_of(uint16_t slot, uint32_t *len)
 	*len = rx.len;
 	if (!vsock)
 		return buffers[slot];
+	*len = 0;
+	if (packet->to_port != own_port)
+		return 0;
 	*len = packet->op == DATA ? packet->len : 0;
 	if (packet->op == RESET || packet->op == CLOSE)
 		fail("the connection ended");
@@ -455,6 +478,9 @@ static void perform(const uint8_t *at, const uint8_t *end, const char *cmdline)
 			break;
 		case 'd':
 			dial(value);
+			break;
+		case 'n':
+			dial_again(value);
 			break;
 		case 'e':
 			open_port();

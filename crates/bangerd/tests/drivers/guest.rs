@@ -76,6 +76,11 @@ impl Script {
         self.with(b'd', port)
     }
 
+    /// Waits for the loss of the connections on its vsock, and connects again.
+    pub(crate) fn dial_again(self, port: u32) -> Self {
+        self.with(b'n', port)
+    }
+
     /// Opens the port of a virtio-serial device that an agent uses.
     pub(crate) fn open_port(self) -> Self {
         self.with(b'e', 0)

@@ -18,8 +18,10 @@ mod vm;
 use banger_wire::guest::{GENERATION, GuestMessage, Hello, VSOCK_PORT};
 use banger_wire::vm::{EndReason, Phase, VmEvent, VmRequest};
 use guest::Script;
+use serde_json::json;
 use std::fs;
 use std::io::Write as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::PathBuf;
 use vm::{Vm, Vmm};
 
@@ -76,15 +78,23 @@ impl Bench {
 
     /// A guest up to where its agent is configured.
     fn ready(&self, script: Script) -> Script {
-        let hello = GuestMessage::Hello(Hello {
-            generation: GENERATION,
-            kernel: "6.12".to_owned(),
-            uptime_ms: 1,
-            timings: Vec::new(),
-        });
-        let script = if self.is_qemu() { script.open_port() } else { script.dial(VSOCK_PORT) };
-        let script = script.send(&hello).wait_for("configure");
+        Self::configured(self.connected(script))
+    }
+
+    /// A guest whose agent speaks, and goes on from there when that is asked of a machine that was saved then.
+    fn goes_on(&self) -> Script {
+        let script = self.connected(Script::default()).send(&hello());
+        Self::configured(if self.is_qemu() { script.wait_for("ping") } else { script.dial_again(VSOCK_PORT) })
+    }
+
+    fn connected(&self, script: Script) -> Script {
+        if self.is_qemu() { script.open_port() } else { script.dial(VSOCK_PORT) }
+    }
+
+    fn configured(script: Script) -> Script {
         script
+            .send(&hello())
+            .wait_for("configure")
             .send(&GuestMessage::Configured { boot_id: "a boot".to_owned(), timings: Vec::new() })
             .send(&GuestMessage::InitReady)
     }
@@ -92,6 +102,39 @@ impl Bench {
     fn is_qemu(&self) -> bool {
         self.vmm.driver == "qemu"
     }
+
+    /// A vm whose machine is saved when its agent speaks, once that is done.
+    fn save(&self, script: &Script) -> Vm {
+        let vm = Vm::start(&self.vmm, &self.kernel(), script, |plan| {
+            plan["start"] = "save".into();
+            plan["machine"]["to_be_saved"] = true.into();
+        });
+        let end = vm.end();
+        assert_eq!((end.reason, end.detail.as_str()), (EndReason::Stopped, "saved"), "{}", vm.console());
+        // Whoever goes on from it may be another user, as may be whoever publishes it.
+        for name in ["memory", "state"] {
+            fs::set_permissions(vm.path(name), fs::Permissions::from_mode(0o444)).unwrap();
+        }
+        vm
+    }
+
+    /// A vm that goes on from what another left, with the initramfs that boots it if it does not.
+    fn restore(&self, from: &Vm, script: &Script) -> Vm {
+        Vm::start(&self.vmm, &self.kernel(), script, |plan| {
+            plan["start"] = "restore".into();
+            let bind = |name: &str| json!({ "host": from.path(name), "inside": format!("/boot/{name}") });
+            plan["binds"].as_array_mut().unwrap().extend([bind("memory"), bind("state")]);
+        })
+    }
+}
+
+fn hello() -> GuestMessage {
+    GuestMessage::Hello(Hello {
+        generation: GENERATION,
+        kernel: "6.12".to_owned(),
+        uptime_ms: 1,
+        timings: Vec::new(),
+    })
 }
 
 fn run(test: &str, driver: &'static str, pci: bool, expectation: fn(&Bench)) {
@@ -142,6 +185,8 @@ with_each_driver! {
         a_power_off_from_inside_is_told_from_a_crash
         a_guest_that_resets_boots_again
         a_stop_that_nobody_follows_is_forced
+        a_machine_is_saved_and_goes_on_in_other_vms
+        what_can_not_be_gone_on_from_is_booted
     }
     {
         drives_are_in_their_order_and_read_only_where_they_shall_be
@@ -313,4 +358,46 @@ fn a_fault_of_the_machine_is_an_error(bench: &Bench) {
     assert_eq!(end.reason, EndReason::Failed);
     // It may end with success as well, since its threads tell each other of the end before they tell the status.
     assert!(end.detail.contains("GenericError") || end.detail.contains("KVM"), "{}", end.detail);
+}
+
+/// Each starts where the agent has spoken, with drives of its own, and is told so.
+fn a_machine_is_saved_and_goes_on_in_other_vms(bench: &Bench) {
+    let script = bench.goes_on().print("went on\n");
+    let script = if bench.is_qemu() { script } else { script.read_drive(0).read_drive(1).write_drive(1) };
+    let saved = bench.save(&script.print("done\n"));
+    assert!(!saved.console().contains("went on"));
+    // A file has no more than the memory that was written, which the guest's is little of.
+    let memory = fs::metadata(saved.path("memory")).unwrap();
+    assert!(memory.blocks() * 512 < 32 << 20, "{} KiB", memory.blocks() / 2);
+    for _ in 0..2 {
+        // It would boot into this.
+        let vm = bench.restore(&saved, &Script::default().print("booted\n"));
+        vm.wait_for_console("done\n");
+        wait_ready(&vm);
+        let mut answers = vm.request(VmRequest::Kill);
+        let Some(VmEvent::State(status)) = answers.next() else { panic!("no status") };
+        assert_eq!(status.watchdog_restarts, 0);
+        assert!(status.timings.iter().any(|timing| timing.stage == "restore to agent"), "{status:?}");
+        vm.end();
+        let console = vm.console();
+        assert!(console.starts_with("went on\n") && !console.contains("booted"), "{console}");
+        if !bench.is_qemu() {
+            assert!(console.contains("IDwritten"), "{console}");
+            assert_eq!(fs::read(vm.path("disk.raw")).unwrap()[..1], *b"x");
+        }
+    }
+    assert_eq!(fs::read(saved.path("disk.raw")).unwrap()[..1], *b"D");
+}
+
+fn what_can_not_be_gone_on_from_is_booted(bench: &Bench) {
+    let saved = bench.save(&bench.goes_on());
+    let half = if bench.is_qemu() { "memory" } else { "state" };
+    let bytes = fs::read(saved.path(half)).unwrap();
+    fs::remove_file(saved.path(half)).unwrap();
+    fs::write(saved.path(half), &bytes[..bytes.len() / 2]).unwrap();
+    let vm = bench.restore(&saved, &bench.ready(Script::default()).print("booted\n"));
+    vm.wait_for_console("booted\n");
+    wait_ready(&vm);
+    vm.request(VmRequest::Kill);
+    vm.end();
 }

@@ -3,7 +3,7 @@
 //! The private root is common to all of a vm's processes and has what any of them needs. The VMM gets the files of its
 //! machine: of the vm's directory that is the disk, and neither plan, socket, console nor end.
 
-use crate::plan::VmPlan;
+use crate::plan::{SAVED_FILE, STATE_FILE, Start, VmPlan};
 use crate::supervise::root::{SYSTEM, SYSTEM_FILES, VM_DIR};
 use banger_vmm::{Driver, firecracker};
 use banger_wire::daemon::NetMode;
@@ -79,6 +79,11 @@ pub(crate) fn vmm(plan: &VmPlan) -> Vec<Grant> {
         if plan.net.mode != NetMode::None {
             // It opens the tap of its network namespace, where it may make no other.
             grants.push(grant("/dev/net/tun", Access::Write));
+        }
+        if plan.start == Start::Save {
+            // It opens these itself; QEMU is given a descriptor.
+            let files = [SAVED_FILE, STATE_FILE].map(|name| Path::new(VM_DIR).join(name));
+            grants.extend(files.map(|file| grant(file, Access::Write)));
         }
     }
     grants

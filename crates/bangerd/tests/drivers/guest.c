@@ -183,7 +183,9 @@ enum {
 	MAGIC = 0x00, ID = 0x08, FEATURES = 0x20, FEATURES_PAGE = 0x24, QUEUE = 0x30, QUEUE_LEN = 0x38, QUEUE_READY = 0x44,
 	NOTIFY = 0x50, STATUS = 0x70, DESCRIPTORS = 0x80, AVAILABLE = 0x90, USED = 0xa0, CONFIG = 0x100,
 };
-enum { BLOCK = 2, VSOCK = 19, DEVICES_AT = 0xc0001000, DEVICE_PAGES = 64, SLOTS = 8 };
+enum { BLOCK = 2, VSOCK = 19, DEVICE_PAGES = 64, SLOTS = 8 };
+/* Firecracker's from 1.13 on, and those of before. */
+static const uint32_t devices_at[] = { 0xc0001000, 0xd0000000 };
 
 static uint32_t get(uint32_t device, uint32_t offset)
 {
@@ -198,8 +200,8 @@ static void set(uint32_t device, uint32_t offset, uint32_t value)
 /* The device of this kind after `skip` others. */
 static uint32_t find(uint32_t kind, uint32_t skip)
 {
-	for (uint32_t page = 0; page < DEVICE_PAGES; page++) {
-		uint32_t device = DEVICES_AT + page * 0x1000;
+	for (uint32_t page = 0; page < 2 * DEVICE_PAGES; page++) {
+		uint32_t device = devices_at[page / DEVICE_PAGES] + page % DEVICE_PAGES * 0x1000;
 		if (get(device, MAGIC) == 0x74726976 && get(device, ID) == kind && !skip--)
 			return device;
 	}
@@ -427,6 +429,7 @@ static void await(const uint8_t *bytes, uint32_t wanted)
 }
 
 /* Reads or writes the first sector of the drive with this number; the first byte of `sector` is all that matters. */
+enum { DRIVES_MAX = 2 };
 static uint8_t sector[512];
 
 static uint8_t transfer(uint32_t number, uint32_t kind)
@@ -436,18 +439,22 @@ static uint8_t transfer(uint32_t number, uint32_t kind)
 		uint64_t sector;
 	} request;
 	static volatile uint8_t status;
-	static struct queue queue;
-	uint32_t device = find(BLOCK, number);
-	negotiate(device);
-	enable(device, 0, &queue);
-	set(device, STATUS, 15);
+	static struct queue queues[DRIVES_MAX];
+	struct queue *queue = &queues[number];
+	/* Once: not every version of a device can be reset. */
+	if (!queue->slots) {
+		uint32_t device = find(BLOCK, number);
+		negotiate(device);
+		enable(device, 0, queue);
+		set(device, STATUS, 15);
+	}
 	request.kind = kind;
 	status = 255;
-	describe(&queue, 0, &request, sizeof request, NEXT);
-	describe(&queue, 1, sector, sizeof sector, NEXT | (kind ? 0 : WRITABLE));
-	describe(&queue, 2, (const void *)&status, 1, WRITABLE);
-	offer(&queue, 0);
-	take(&queue);
+	describe(queue, 0, &request, sizeof request, NEXT);
+	describe(queue, 1, sector, sizeof sector, NEXT | (kind ? 0 : WRITABLE));
+	describe(queue, 2, (const void *)&status, 1, WRITABLE);
+	offer(queue, 0);
+	take(queue);
 	return status;
 }
 

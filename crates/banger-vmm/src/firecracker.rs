@@ -20,6 +20,8 @@ pub const VERSION_MIN: (u32, u32) = (1, 12);
 pub const VERSION_END: (u32, u32) = (2, 0);
 /// The first version that puts devices on a PCI bus.
 pub const PCI_SINCE: (u32, u32) = (1, 13);
+/// The first version whose balloon takes reports of free pages.
+pub const REPORTING_SINCE: (u32, u32) = (1, 14);
 
 /// The guest's address on its vsock; the same in every vm, since each has a vsock of its own. 0 to 2 have a meaning.
 const GUEST_CID: u32 = 3;
@@ -27,6 +29,8 @@ const GUEST_CID: u32 = 3;
 const ENTROPY_BYTES: u32 = 64 * 1024;
 /// That period, in milliseconds.
 const ENTROPY_PERIOD_MS: u32 = 100;
+/// A rate is kept to in periods of this many milliseconds.
+const RATE_PERIOD_MS: u64 = 100;
 /// What makes a Debian cloud kernel start quickly and reset the machine when it can't go on.
 ///
 /// The keyboard controller resets it (`reboot=k`); a triple fault counts as an error. Nothing else is on that controller,
@@ -95,7 +99,14 @@ fn config(plan: &MachinePlan, vsock: &Path, cmdline: &str) -> Value {
     if plan.to_be_saved {
         machine["track_dirty_pages"] = true.into();
     }
+    // Its size is never set: it takes pages only that the guest has freed.
+    let mut balloon = json!({ "amount_mib": 0, "deflate_on_oom": true });
+    if plan.gives_memory_back {
+        // Versions that don't know the word refuse it.
+        balloon["free_page_reporting"] = true.into();
+    }
     json!({
+        "balloon": balloon,
         "boot-source": {
             "kernel_image_path": text(&plan.kernel),
             "initrd_path": text(&plan.initrd),
@@ -149,14 +160,19 @@ pub fn resume() -> Request {
 /// The initramfs finds the root, so no drive is the root device.
 fn drives(plan: &MachinePlan) -> Vec<Value> {
     let drive = |(number, drive): (usize, &Drive)| {
-        json!({
+        let mut config = json!({
             "drive_id": format!("drive{number}"),
             "path_on_host": text(&drive.path),
             "is_root_device": false,
             "is_read_only": drive.read_only,
             // By default a guest's flush does nothing, and what it wrote is lost with the host's power.
             "cache_type": "Writeback",
-        })
+        });
+        if let Some(rate) = drive.rate {
+            let size = rate.saturating_mul(RATE_PERIOD_MS) / 1000;
+            config["rate_limiter"] = json!({ "bandwidth": { "size": size, "refill_time": RATE_PERIOD_MS } });
+        }
+        config
     };
     plan.drives.iter().enumerate().map(drive).collect()
 }
@@ -248,14 +264,15 @@ mod tests {
             tsc_khz: Some(2_599_998),
             cmdline: vec!["extra=1".to_owned()],
             drives: vec![
-                Drive { path: "/image/rootfs.ext4".into(), read_only: true },
-                Drive { path: "/vm/a\"b.raw".into(), read_only: false },
+                Drive { path: "/image/rootfs.ext4".into(), read_only: true, rate: None },
+                Drive { path: "/vm/a\"b.raw".into(), read_only: false, rate: Some(5 << 20) },
             ],
             net: Some(NetDevice {
                 mac: "52:54:00:00:00:01".to_owned(),
                 link: NetLink::Named("tap0".to_owned()),
             }),
             run_dir: "/run".into(),
+            gives_memory_back: true,
             to_be_saved: false,
             saved: None,
         }
@@ -280,6 +297,9 @@ mod tests {
         assert!(!launch.args.contains(&"--enable-pci".into()));
         let config: serde_json::Value = serde_json::from_slice(&launch.files[0].1).unwrap();
         assert_eq!(config["network-interfaces"], serde_json::json!([]));
+        let launch = super::launch(&MachinePlan { gives_memory_back: false, ..plan() });
+        let config: serde_json::Value = serde_json::from_slice(&launch.files[0].1).unwrap();
+        assert_eq!(config["balloon"], serde_json::json!({ "amount_mib": 0, "deflate_on_oom": true }));
     }
 
     #[test]

@@ -59,6 +59,9 @@ pub struct MachinePlan {
     pub net: Option<NetDevice>,
     /// Directory for the VMM's sockets: agent and control.
     pub run_dir: PathBuf,
+    /// Memory that the guest frees goes back to the host; not every version of a VMM can do that.
+    #[serde(default)]
+    pub gives_memory_back: bool,
     /// The machine is to be saved: the VMM keeps account of the memory it uses, where saving takes that.
     #[serde(default)]
     pub to_be_saved: bool,
@@ -94,6 +97,9 @@ pub struct Drive {
     pub path: PathBuf,
     /// Never written.
     pub read_only: bool,
+    /// Bytes that may be read and written in a second; none is no limit.
+    #[serde(default)]
+    pub rate: Option<u64>,
 }
 
 /// A network device.

@@ -62,7 +62,11 @@ pub fn launch(plan: &MachinePlan) -> Launch {
         let access = if drive.read_only { "readonly=on," } else { "discard=unmap," };
         // Two vms share an image; the supervisor's own lock is what keeps a disk to one vm.
         let head = format!("id=drive{number},if=none,format=raw,file.locking=off,{access}file=");
-        args.pair("-drive", option(&head, drive.path.as_os_str()));
+        let mut drive_option = option(&head, drive.path.as_os_str());
+        if let Some(rate) = drive.rate {
+            drive_option.push(format!(",throttling.bps-total={rate}"));
+        }
+        args.pair("-drive", drive_option);
         args.pair("-device", format!("virtio-blk-pci,drive=drive{number}"));
     }
     if let Some(net) = &plan.net {
@@ -74,6 +78,9 @@ pub fn launch(plan: &MachinePlan) -> Launch {
         args.pair("-netdev", link);
         args.pair("-device", format!("virtio-net-pci,netdev=net,mac={},romfile=", net.mac));
     }
+    // After everything that has a number in the guest. Its size is never set: it takes pages only that the guest has freed.
+    let reporting = if plan.gives_memory_back { "on" } else { "off" };
+    args.pair("-device", format!("virtio-balloon-pci,deflate-on-oom=on,free-page-reporting={reporting}"));
     let mut control = option("unix:", control_socket.as_os_str());
     control.push(",server=on,wait=off");
     args.pair("-qmp", control);
@@ -140,11 +147,12 @@ mod tests {
             tsc_khz: Some(2_599_998),
             cmdline: vec!["extra=1".to_owned()],
             drives: vec![
-                Drive { path: "/image/rootfs.ext4".into(), read_only: true },
-                Drive { path: "/vm/a,b.raw".into(), read_only: false },
+                Drive { path: "/image/rootfs.ext4".into(), read_only: true, rate: None },
+                Drive { path: "/vm/a,b.raw".into(), read_only: false, rate: Some(5 << 20) },
             ],
             net: Some(NetDevice { mac: "52:54:00:00:00:01".to_owned(), link: NetLink::Open(3) }),
             run_dir: "/run".into(),
+            gives_memory_back: true,
             to_be_saved: false,
             saved: None,
         }

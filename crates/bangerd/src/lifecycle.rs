@@ -9,6 +9,7 @@
 //! removal of one vm exclude each other, so nobody acts on what was true a moment ago.
 
 use crate::cgroup;
+use crate::config::Config;
 use crate::daemon::{Daemon, check_size, net_mode};
 use crate::net::NetPlan;
 use crate::plan::{Boot, Inputs, MODULES_FILE, plan};
@@ -140,6 +141,8 @@ impl Daemon {
             cgroup: self.cgroup(&row),
             boot: if image.initrd { Boot::Handover } else { Boot::Image },
         });
+        let config = Config::load()?;
+        plan.limit(config.disk_rate, config.net_rate);
         let template = self.use_template(&mut plan, events).await;
         let _ = events.send(Event::Step { label: format!("boot {}", row.name) });
         self.store.set_state(&row.id, VmState::Starting, None)?;

@@ -12,6 +12,7 @@ use banger_wire::bytes::ByteString;
 use banger_wire::daemon::VmSpec;
 use banger_wire::guest::{GuestConfig, GuestDrives, InitMode};
 use banger_wire::names::{VmId, VmName};
+use banger_wire::size::Mebibytes;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -65,6 +66,15 @@ pub(crate) struct VmPlan {
     /// What does not confine the vm's processes. The daemon leaves nothing out; tests do, to see what a layer is good for.
     #[serde(default)]
     pub(crate) without: Vec<Layer>,
+}
+
+impl VmPlan {
+    /// Keeps each drive, and each direction of the network, to a size in a second; 0 is no limit.
+    pub(crate) fn limit(&mut self, disk: Option<Mebibytes>, net: Option<Mebibytes>) {
+        let rate = |size: Option<Mebibytes>| size.map(Mebibytes::bytes).filter(|rate| *rate > 0);
+        self.machine.drives.iter_mut().for_each(|drive| drive.rate = rate(disk));
+        self.net.rate = rate(net);
+    }
 }
 
 /// How a machine comes to life.
@@ -182,12 +192,12 @@ pub(crate) fn plan(inputs: Inputs<'_>) -> VmPlan {
         }
     };
     let image = Bind { host: inputs.image, inside: inside("image") };
-    let disk = Drive { path: PathBuf::from("/vm").join(DISK_FILE), read_only: false };
+    let disk = Drive { path: PathBuf::from("/vm").join(DISK_FILE), read_only: false, rate: None };
     let (mut drives, mut writable, mut cmdline) = (Vec::new(), Vec::new(), Vec::new());
     let mut modules = None;
     match boot {
         Boot::Build => {
-            drives.push(Drive { path: image.inside.clone(), read_only: false });
+            drives.push(Drive { path: image.inside.clone(), read_only: false, rate: None });
             writable.push(image);
         }
         Boot::Handover => {
@@ -195,12 +205,12 @@ pub(crate) fn plan(inputs: Inputs<'_>) -> VmPlan {
             cmdline.push(format!("rdinit={} root={FIRST_DRIVE} rw", crate::initramfs::APPENDED_INIT));
         }
         Boot::Image | Boot::AgentOnly => {
-            drives.push(Drive { path: image.inside.clone(), read_only: true });
+            drives.push(Drive { path: image.inside.clone(), read_only: true, rate: None });
             binds.push(image);
             drives.push(disk);
             if inputs.modules {
                 binds.push(Bind { host: kernel.join(MODULES_FILE), inside: inside(MODULES_FILE) });
-                drives.push(Drive { path: inside(MODULES_FILE), read_only: true });
+                drives.push(Drive { path: inside(MODULES_FILE), read_only: true, rate: None });
                 modules = Some("/dev/vdc".to_owned());
             }
         }
@@ -219,6 +229,7 @@ pub(crate) fn plan(inputs: Inputs<'_>) -> VmPlan {
         drives,
         net: None,
         run_dir: PathBuf::from("/run"),
+        gives_memory_back: choice.gives_memory_back,
         to_be_saved: false,
         saved: None,
     };

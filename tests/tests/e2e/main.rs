@@ -8,7 +8,9 @@ mod files;
 mod images;
 mod kvm;
 mod lifecycle;
+
 mod nested;
+mod resources;
 mod run;
 mod support;
 mod template;

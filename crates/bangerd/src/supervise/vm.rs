@@ -12,6 +12,7 @@ use crate::plan::{
 use anyhow::{Context as _, bail};
 use banger_vmm::qmp::Event;
 use banger_vmm::{Control, Driver, MachinePlan, Saved, firecracker};
+use banger_wire::bytes::ByteString;
 use banger_wire::guest::{GuestMessage, HEARTBEAT_MS, HostMessage, Timing};
 use banger_wire::vm::{EndReason, Phase, VmEnd, VmStatus};
 use std::cell::RefCell;
@@ -109,6 +110,7 @@ pub(crate) async fn run(plan: &VmPlan, disk: RawFd, starter: Option<Starter>) ->
         started,
         may_restore: plan.start == Start::Restore,
         restored: false,
+        rebooted: false,
         configured: false,
         init_ready: false,
         stop_reason: None,
@@ -127,6 +129,7 @@ pub(crate) async fn run(plan: &VmPlan, disk: RawFd, starter: Option<Starter>) ->
             }
             Outcome::Again => {
                 life.started = Instant::now();
+                life.rebooted = true;
                 (life.configured, life.init_ready) = (false, false);
                 shared.status.send_modify(|status| {
                     status.phase = Phase::Preparing;
@@ -170,6 +173,8 @@ struct Life<'a> {
     may_restore: bool,
     /// This VMM does.
     restored: bool,
+    /// It is not the first boot that got somewhere.
+    rebooted: bool,
     /// The guest has configured itself; it is ready once the network is settled too.
     configured: bool,
     /// The image's init has reported that it is done.
@@ -375,6 +380,12 @@ impl Life<'_> {
                 self.stage(if self.restored { "restore to agent" } else { "boot to agent" });
                 let mut config = self.plan.guest.clone();
                 config.unix_ns = unix_ns();
+                if self.rebooted
+                    && let Ok(fresh) = crate::pull::entropy()
+                {
+                    // With the plan's it would draw the numbers of the boot before, where it goes on from the same machine.
+                    config.entropy = ByteString(fresh);
+                }
                 if !self.network.has_link() {
                     config.network = None;
                 }

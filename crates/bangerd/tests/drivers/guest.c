@@ -505,6 +505,11 @@ static void perform(const uint8_t *at, const uint8_t *end, const char *cmdline)
 				fail("can't read");
 			put(sector, 1);
 			break;
+		case 'm':
+			while (value--)
+				if (transfer(0, 0))
+					fail("can't read");
+			break;
 		case 'o':
 			sector[0] = 'x';
 			say(transfer(value, 1) ? "refused" : "written");

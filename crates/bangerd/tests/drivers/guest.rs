@@ -103,6 +103,11 @@ impl Script {
         self.with(b'r', number)
     }
 
+    /// Reads a sector of the first drive this many times.
+    pub(crate) fn read_much(self, times: u32) -> Self {
+        self.with(b'm', times)
+    }
+
     /// Writes `x` to the beginning of a drive and prints `written` or `refused`.
     pub(crate) fn write_drive(self, number: u32) -> Self {
         self.with(b'o', number)

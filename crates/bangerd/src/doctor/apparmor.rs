@@ -36,7 +36,7 @@ mod tests {
     use super::{PROFILE, profile};
     use std::io::Write as _;
     use std::path::Path;
-    use std::process::{Command, Stdio};
+    use std::process::Stdio;
 
     #[test]
     fn the_profile_names_this_program() {
@@ -56,7 +56,7 @@ mod tests {
         let knows_userns = Path::new("/etc/apparmor.d/abi/4.0").exists();
         let parse = |text: &str| -> Option<(bool, String)> {
             // Neither loaded into the kernel nor kept.
-            let mut parser = Command::new("apparmor_parser");
+            let mut parser = banger_sys::child::command("apparmor_parser".as_ref());
             parser.args(["--skip-kernel-load", "--skip-cache", "--stdout"]).stdin(Stdio::piped());
             let mut parser = parser.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().ok()?;
             parser.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();

@@ -15,6 +15,7 @@ mod api;
 mod client;
 pub(crate) mod confine;
 mod console;
+mod counters;
 mod link;
 mod machine;
 mod monitor;

@@ -13,6 +13,7 @@ use std::os::fd::AsFd as _;
 use std::path::Path;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::UnixStream;
+use tokio::net::unix::pipe::Receiver;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::mpsc;
 
@@ -34,8 +35,8 @@ enum Channel {
 }
 
 impl Monitor {
-    /// Connects and says what has to be said first.
-    pub(crate) async fn connect(control: &Control) -> anyhow::Result<Self> {
+    /// Connects and says what has to be said first. `counters` is a pipe that the VMM counts into.
+    pub(crate) async fn connect(control: &Control, counters: Option<Receiver>) -> anyhow::Result<Self> {
         let (tell, events) = mpsc::channel(QUEUE_LEN);
         let channel = match control {
             Control::Qmp(path) => {
@@ -45,6 +46,9 @@ impl Monitor {
                 Channel::Qmp(writer)
             }
             Control::Api { socket, first } => {
+                if let Some(pipe) = counters {
+                    tokio::task::spawn_local(super::counters::read(pipe, tell));
+                }
                 let mut api = Api::new(socket);
                 for request in first {
                     api.ask(request).await?;
@@ -58,6 +62,15 @@ impl Monitor {
     /// Returns the next event; none when the VMM has closed the connection.
     pub(crate) async fn next(&mut self) -> Option<Event> {
         self.events.recv().await
+    }
+
+    /// Returns the next event of a VMM that has ended; none when it told no more.
+    pub(crate) async fn rest(&mut self) -> Option<Event> {
+        match self.channel {
+            Channel::Qmp(_) => self.events.recv().await,
+            // Nothing but numbers, and the end of the pipe they come from is not the VMM's alone.
+            Channel::Api(_) => None,
+        }
     }
 
     /// Has the machine saved into files that are there, and stand still. `state` is for what the VMM does not keep with the
@@ -82,6 +95,15 @@ impl Monitor {
                 }
                 Ok(())
             }
+        }
+    }
+
+    /// Asks for [`Event::Counted`].
+    pub(crate) async fn count(&mut self) {
+        // Whoever wants to know does not wait for ever.
+        match &mut self.channel {
+            Channel::Qmp(writer) => drop(writer.write_all(format!("{}\n", qmp::COUNT).as_bytes()).await),
+            Channel::Api(api) => drop(api.ask(&firecracker::count()).await),
         }
     }
 

@@ -5,16 +5,16 @@ use super::link::{Link, Source};
 use super::monitor::Monitor;
 use super::net::starter::Starter;
 use super::net::{Child, Network, State};
-use super::{client, confine, machine, root};
+use super::{client, confine, counters, machine, root};
 use crate::plan::{
     CONSOLE_FILE, SAVED_FILE, SAVED_INSIDE, SOCKET_FILE, STATE_FILE, STATE_INSIDE, Start, VmPlan,
 };
 use anyhow::{Context as _, bail};
 use banger_vmm::qmp::Event;
-use banger_vmm::{Control, Driver, MachinePlan, Saved, firecracker};
+use banger_vmm::{Control, Counters, Driver, MachinePlan, Saved, firecracker};
 use banger_wire::bytes::ByteString;
 use banger_wire::guest::{GuestMessage, HEARTBEAT_MS, HostMessage, Timing};
-use banger_wire::vm::{EndReason, Phase, VmEnd, VmStatus};
+use banger_wire::vm::{EndReason, Phase, VmEnd, VmStatus, VmUse};
 use std::cell::RefCell;
 use std::fs::File;
 use std::io::Write as _;
@@ -25,7 +25,8 @@ use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::UnixListener;
-use tokio::sync::{mpsc, watch};
+use tokio::net::unix::pipe::Receiver;
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 /// A boot with no word from console or agent for this long is started again; nothing can have been written yet.
@@ -50,6 +51,7 @@ pub(crate) enum Order {
     Stop { grace_ms: u64 },
     Kill,
     LeaseEnded,
+    Use(oneshot::Sender<VmUse>),
 }
 
 /// What connections see of the vm.
@@ -111,6 +113,7 @@ pub(crate) async fn run(plan: &VmPlan, disk: RawFd, starter: Option<Starter>) ->
         may_restore: plan.start == Start::Restore,
         restored: false,
         rebooted: false,
+        asked_for_use: Vec::new(),
         configured: false,
         init_ready: false,
         stop_reason: None,
@@ -152,6 +155,8 @@ struct Vmm {
     process: Child,
     agent: Source,
     control: Control,
+    /// What it counts into.
+    counters: Option<Receiver>,
     console: Rc<RefCell<Console>>,
     reading: JoinHandle<std::io::Result<()>>,
     /// The console has said something.
@@ -175,6 +180,8 @@ struct Life<'a> {
     restored: bool,
     /// It is not the first boot that got somewhere.
     rebooted: bool,
+    /// Who waits to hear what the machine has used.
+    asked_for_use: Vec<oneshot::Sender<VmUse>>,
     /// The guest has configured itself; it is ready once the network is settled too.
     configured: bool,
     /// The image's init has reported that it is done.
@@ -195,6 +202,8 @@ impl Life<'_> {
         let machine = MachinePlan { saved, ..self.network.machine(&self.plan.machine) };
         let launch = banger_vmm::launch(&machine);
         machine::prepare(&launch).context("make the VMM's files")?;
+        let counters = launch.counters.as_deref().map(counters::open).transpose();
+        let counters = counters.context("make the pipe that the VMM counts into")?;
         let agent = Source::new(launch.agent.clone()).context("listen for the agent")?;
         let keep = self.network.tap().into_iter().chain([self.disk]).chain(saved_fd).collect();
         let confinement = confine::vmm(self.plan)?;
@@ -211,7 +220,7 @@ impl Life<'_> {
         let (halts, halted) = watch::channel(false);
         let console = Rc::new(RefCell::new(Console::create(&Path::new(root::VM_DIR).join(CONSOLE_FILE))?));
         let reading = tokio::task::spawn_local(read_console(output, console.clone(), heard, halts));
-        Ok(Vmm { process, agent, control: launch.control, console, reading, hears, halted })
+        Ok(Vmm { process, agent, control: launch.control, counters, console, reading, hears, halted })
     }
 
     /// Starts the VMM once and stays with it until it has ended.
@@ -224,9 +233,11 @@ impl Life<'_> {
             // It spoke before it was saved; it is asked to do so again.
             link.control_later(&HostMessage::Ping { seq: 0 });
         }
+        let connecting = Monitor::connect(&started.control, started.counters);
+        tokio::pin!(connecting);
         let connected = loop {
             tokio::select! {
-                monitor = Monitor::connect(&started.control) => break monitor.inspect_err(log).ok(),
+                monitor = &mut connecting => break monitor.inspect_err(log).ok(),
                 _ = vmm.ended() => break None,
                 Some(order) = orders.recv() => drop(self.order(order, &link, &vmm)),
             }
@@ -258,7 +269,7 @@ impl Life<'_> {
                 status = vmm.ended() => {
                     let _ = reading.await;
                     *self.shared.link.borrow_mut() = None;
-                    while let Some(event) = monitor.next().await {
+                    while let Some(event) = monitor.rest().await {
                         reset |= event == Event::Reset;
                     }
                     let off = *halted.borrow();
@@ -275,6 +286,7 @@ impl Life<'_> {
                     }
                     Event::Resumed => self.shared.status.send_modify(|status| status.paused = None),
                     Event::Reset => reset = true,
+                    Event::Counted(counted) => self.tell_use(counted, &vmm).await,
                     Event::Saved | Event::Refused(_) => {}
                 },
                 () = sleep_until(resume_at), if resume_at.is_some() => {
@@ -298,7 +310,12 @@ impl Life<'_> {
                     self.message(message, &link);
                 }
                 Ok(()) = self.network_state.changed() => self.network_changed(),
-                Some(order) = orders.recv() => kill_at = self.order(order, &link, &vmm).or(kill_at),
+                Some(order) = orders.recv() => {
+                    if matches!(order, Order::Use(_)) {
+                        monitor.count().await;
+                    }
+                    kill_at = self.order(order, &link, &vmm).or(kill_at);
+                }
                 () = tokio::time::sleep_until(silence), if !spoken && restarts < RESTARTS_MAX => {
                     vmm.kill();
                     let _ = vmm.ended().await;
@@ -359,6 +376,23 @@ impl Life<'_> {
         let saved = monitor.save(&memory, &state);
         tokio::time::timeout(SAVE_TIME, saved).await.context("the machine was not saved in time")??;
         Ok(VmEnd { reason: EndReason::Stopped, detail: "saved".to_owned() })
+    }
+
+    /// Tells what the machine has used, with what it has counted itself.
+    async fn tell_use(&mut self, counted: Counters, vmm: &Child) {
+        if self.asked_for_use.is_empty() {
+            return;
+        }
+        let (received, sent) = self.network.moved().await.unzip();
+        let memory = std::fs::read_to_string(format!("/proc/{}/status", vmm.pid())).ok();
+        let memory = memory.and_then(|status| {
+            let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
+            Some(line.trim().trim_end_matches(" kB").parse::<u64>().ok()? * 1024)
+        });
+        let used = VmUse { read: Some(counted.read), written: Some(counted.written), sent, received, memory };
+        for tell in self.asked_for_use.drain(..) {
+            let _ = tell.send(used);
+        }
     }
 
     fn is_ready(&self) -> bool {
@@ -446,6 +480,10 @@ impl Life<'_> {
                 link.control_later(&HostMessage::Shutdown { reboot: false });
                 Some(tokio::time::Instant::now() + Duration::from_millis(grace_ms))
             }
+            Order::Use(tell) => {
+                self.asked_for_use.push(tell);
+                None
+            }
             // Already on its way down: the first deadline holds.
             Order::Stop { .. } if self.stop_reason.is_some() => None,
             Order::LeaseEnded => {
@@ -481,6 +519,10 @@ impl Life<'_> {
     fn vmm_failed(&self, console: &Console) -> Outcome {
         if self.restored && self.may_try_again() {
             return Outcome::Fruitless;
+        }
+        if console.last_line_with(PANIC).is_some() {
+            // It was quicker than the connection to it.
+            return self.ended(console, true, None);
         }
         let last = self.last_words(console).unwrap_or_else(|| "it printed nothing".to_owned());
         Outcome::End(VmEnd { reason: EndReason::Failed, detail: format!("the VMM ended at once: {last}") })

@@ -201,6 +201,7 @@ with_each_driver! {
         a_stop_that_nobody_follows_is_forced
         a_machine_is_saved_and_goes_on_in_other_vms
         what_can_not_be_gone_on_from_is_booted
+        what_a_machine_has_used_is_told
     }
     {
         drives_are_in_their_order_and_read_only_where_they_shall_be
@@ -445,4 +446,22 @@ fn there_is_a_balloon(bench: &Bench) {
         vm.request(VmRequest::Kill);
         vm.end();
     }
+}
+
+/// Also by one that goes on from another's memory, which it has not read or written itself.
+fn what_a_machine_has_used_is_told(bench: &Bench) {
+    let begun = bench.goes_on();
+    let script = if bench.is_qemu() { begun } else { begun.read_much(100).write_drive(1) };
+    let saved = bench.save(&script.print("done\n"));
+    let vm = bench.restore(&saved, &Script::default());
+    vm.wait_for_console("done\n");
+    for _ in 0..2 {
+        let Some(VmEvent::Used(used)) = vm.request(VmRequest::Use).next() else { panic!("no answer") };
+        assert_eq!((used.sent, used.received), (None, None), "there is no network: {used:?}");
+        assert!(used.memory.is_some_and(|bytes| (1 << 20..1 << 30).contains(&bytes)), "{used:?}");
+        let expected = if bench.is_qemu() { (Some(0), Some(0)) } else { (Some(51_200), Some(512)) };
+        assert_eq!((used.read, used.written), expected);
+    }
+    vm.request(VmRequest::Kill);
+    vm.end();
 }

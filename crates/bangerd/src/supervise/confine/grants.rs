@@ -21,7 +21,7 @@ pub(crate) enum Access {
     Write,
     /// Making and removing sockets.
     Sockets,
-    /// Reading, writing, making and removing files and sockets, and replacing them.
+    /// Reading, writing, making and removing files, pipes and sockets, and replacing them.
     Own,
 }
 
@@ -41,7 +41,8 @@ impl Access {
             Self::Write => read | AccessFs::WriteFile | AccessFs::Truncate | AccessFs::IoctlDev,
             Self::Sockets => AccessFs::MakeSock | AccessFs::RemoveFile,
             Self::Own => {
-                Self::Write.rights() | Self::Sockets.rights() | AccessFs::MakeReg | AccessFs::MakeDir
+                let make = AccessFs::MakeReg | AccessFs::MakeDir | AccessFs::MakeFifo;
+                Self::Write.rights() | Self::Sockets.rights() | make
             }
         }
     }
@@ -76,6 +77,7 @@ pub(crate) fn vmm(plan: &VmPlan) -> Vec<Grant> {
     grants.push(grant(&machine.run_dir, Access::Sockets));
     if machine.driver == Driver::Firecracker {
         grants.push(grant(firecracker::config_path(machine), Access::Read));
+        grants.push(grant(firecracker::counters_path(machine), Access::Write));
         if plan.net.mode != NetMode::None {
             // It opens the tap of its network namespace, where it may make no other.
             grants.push(grant("/dev/net/tun", Access::Write));

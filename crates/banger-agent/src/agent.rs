@@ -32,11 +32,19 @@ pub(crate) fn run_on_socket(path: &OsStr) -> io::Result<()> {
     run(|| Port::new(std::os::unix::net::UnixStream::connect(path)?.into(), true), false)
 }
 
-fn run(open: impl FnOnce() -> io::Result<Port>, in_guest: bool) -> io::Result<()> {
+fn run(open: impl Fn() -> io::Result<Port>, in_guest: bool) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     tokio::task::LocalSet::new().block_on(&runtime, async {
-        let (mut incoming, out) = link::open(open()?);
-        let Some(config) = greet(&mut incoming, &out).await? else { return Ok(()) };
+        let (config, mut incoming, out) = loop {
+            let (mut incoming, out) = link::open(open()?);
+            match greet(&mut incoming, &out).await {
+                Ok(Some(config)) => break (config, incoming, out),
+                // A vsock loses its connections when the machine is saved and goes on elsewhere. A host that has gone
+                // takes none, which ends this.
+                Ok(None) | Err(_) if in_guest => {}
+                ended => return ended.map(drop),
+            }
+        };
         let started = Instant::now();
         match if in_guest { become_vm(&config) } else { Ok(None) } {
             Err(Failure { stage, message }) => {

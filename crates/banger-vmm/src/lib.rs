@@ -4,9 +4,12 @@
 //! It never spawns, opens or connects anything; the supervisor does. So what a driver decides is visible in golden
 //! tests, and drivers can't differ in how processes are confined.
 
+pub mod api;
 pub mod firecracker;
 pub mod machine;
 pub mod qemu;
 pub mod qmp;
 
-pub use machine::{AgentSocket, Drive, Driver, Launch, MachinePlan, NetDevice, NetLink, launch};
+pub use machine::{
+    AgentSocket, Control, Counters, Drive, Driver, Launch, MachinePlan, NetDevice, NetLink, Saved, launch,
+};

@@ -1,5 +1,6 @@
 //! What a machine is, fully decided, and what starts it.
 
+use crate::api::Request;
 use banger_wire::size::Mebibytes;
 use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
@@ -58,10 +59,31 @@ pub struct MachinePlan {
     pub net: Option<NetDevice>,
     /// Directory for the VMM's sockets: agent and control.
     pub run_dir: PathBuf,
-    /// Descriptor number at which the VMM's process finds a saved machine to go on with, instead of booting. Everything
-    /// else has to be as it was for that machine, but for what is in drives and behind the network device.
+    /// Memory that the guest frees goes back to the host; not every version of a VMM can do that.
     #[serde(default)]
-    pub saved_fd: Option<i32>,
+    pub gives_memory_back: bool,
+    /// The machine is to be saved: the VMM keeps account of the memory it uses, where saving takes that.
+    #[serde(default)]
+    pub to_be_saved: bool,
+    /// A saved machine to go on with, instead of booting. Everything else has to be as it was for that machine, but for
+    /// what is in drives and behind the network device.
+    #[serde(default)]
+    pub saved: Option<Saved>,
+}
+
+/// Where the VMM finds a saved machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Saved {
+    /// Open, under this descriptor number: QEMU's.
+    Open(i32),
+    /// In two files: Firecracker's.
+    Files {
+        /// Its memory, which is mapped and must not change.
+        memory: PathBuf,
+        /// Everything else.
+        state: PathBuf,
+    },
 }
 
 fn pci() -> bool {
@@ -75,6 +97,9 @@ pub struct Drive {
     pub path: PathBuf,
     /// Never written.
     pub read_only: bool,
+    /// Bytes that may be read and written in a second; none is no limit.
+    #[serde(default)]
+    pub rate: Option<u64>,
 }
 
 /// A network device.
@@ -109,12 +134,37 @@ pub struct Launch {
     pub files: Vec<(PathBuf, Vec<u8>)>,
     /// Sockets the VMM makes, and makes only where nothing is. Those of an earlier boot have to go before it starts.
     pub sockets: Vec<PathBuf>,
+    /// A pipe with a name that has to be there before: the VMM writes its counters into it, a line of JSON at a time.
+    pub counters: Option<PathBuf>,
     /// The kernel's command line, also within arguments or files. The VMM may add to it.
     pub cmdline: String,
     /// What carries the agent's byte stream.
     pub agent: AgentSocket,
-    /// Unix socket that controls the VMM, where there is one; the VMM listens.
-    pub control_socket: Option<PathBuf>,
+    /// What controls the running VMM.
+    pub control: Control,
+}
+
+/// The Unix socket that controls a VMM. The VMM listens, from some moment after its start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Control {
+    /// QEMU's protocol, QMP.
+    Qmp(PathBuf),
+    /// Firecracker's API.
+    Api {
+        /// The socket.
+        socket: PathBuf,
+        /// What has to be asked of it for the machine to run, in this order.
+        first: Vec<Request>,
+    },
+}
+
+/// What a VMM has counted: bytes of all drives.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Read by the guest.
+    pub read: u64,
+    /// Written by the guest.
+    pub written: u64,
 }
 
 /// The Unix socket of the agent's byte stream.

@@ -4,7 +4,7 @@
 //! then hangs before the kernel's first line, because it has a single reference to calibrate the clock by; q35 has
 //! others. The kernel is given the host's clock rate for the same reason.
 
-use crate::machine::{AgentSocket, Launch, MachinePlan, NetLink};
+use crate::machine::{AgentSocket, Control, Launch, MachinePlan, NetLink, Saved};
 use std::ffi::OsString;
 
 /// Name of the agent's virtio-serial port.
@@ -62,7 +62,11 @@ pub fn launch(plan: &MachinePlan) -> Launch {
         let access = if drive.read_only { "readonly=on," } else { "discard=unmap," };
         // Two vms share an image; the supervisor's own lock is what keeps a disk to one vm.
         let head = format!("id=drive{number},if=none,format=raw,file.locking=off,{access}file=");
-        args.pair("-drive", option(&head, drive.path.as_os_str()));
+        let mut drive_option = option(&head, drive.path.as_os_str());
+        if let Some(rate) = drive.rate {
+            drive_option.push(format!(",throttling.bps-total={rate}"));
+        }
+        args.pair("-drive", drive_option);
         args.pair("-device", format!("virtio-blk-pci,drive=drive{number}"));
     }
     if let Some(net) = &plan.net {
@@ -74,10 +78,13 @@ pub fn launch(plan: &MachinePlan) -> Launch {
         args.pair("-netdev", link);
         args.pair("-device", format!("virtio-net-pci,netdev=net,mac={},romfile=", net.mac));
     }
+    // After everything that has a number in the guest. Its size is never set: it takes pages only that the guest has freed.
+    let reporting = if plan.gives_memory_back { "on" } else { "off" };
+    args.pair("-device", format!("virtio-balloon-pci,deflate-on-oom=on,free-page-reporting={reporting}"));
     let mut control = option("unix:", control_socket.as_os_str());
     control.push(",server=on,wait=off");
     args.pair("-qmp", control);
-    if let Some(saved) = plan.saved_fd {
+    if let Some(Saved::Open(saved)) = &plan.saved {
         args.pair("-incoming", format!("fd:{saved}"));
     }
     args.words("-sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
@@ -86,9 +93,10 @@ pub fn launch(plan: &MachinePlan) -> Launch {
         args: args.0,
         files: Vec::new(),
         sockets: Vec::new(),
+        counters: None,
         cmdline,
         agent: AgentSocket::Dial(agent_socket),
-        control_socket: Some(control_socket),
+        control: Control::Qmp(control_socket),
     }
 }
 
@@ -124,7 +132,7 @@ impl Args {
 #[cfg(test)]
 mod tests {
     use super::launch;
-    use crate::machine::{AgentSocket, Drive, Driver, MachinePlan, NetDevice, NetLink};
+    use crate::machine::{AgentSocket, Drive, Driver, MachinePlan, NetDevice, NetLink, Saved};
     use banger_wire::size::Mebibytes;
 
     fn plan() -> MachinePlan {
@@ -140,12 +148,14 @@ mod tests {
             tsc_khz: Some(2_599_998),
             cmdline: vec!["extra=1".to_owned()],
             drives: vec![
-                Drive { path: "/image/rootfs.ext4".into(), read_only: true },
-                Drive { path: "/vm/a,b.raw".into(), read_only: false },
+                Drive { path: "/image/rootfs.ext4".into(), read_only: true, rate: None },
+                Drive { path: "/vm/a,b.raw".into(), read_only: false, rate: Some(5 << 20) },
             ],
             net: Some(NetDevice { mac: "52:54:00:00:00:01".to_owned(), link: NetLink::Open(3) }),
             run_dir: "/run".into(),
-            saved_fd: None,
+            gives_memory_back: true,
+            to_be_saved: false,
+            saved: None,
         }
     }
 
@@ -165,7 +175,7 @@ mod tests {
     #[test]
     fn a_saved_machine_goes_on_as_it_was() {
         let booted = launch(&plan()).args;
-        let restored = launch(&MachinePlan { saved_fd: Some(9), ..plan() }).args;
+        let restored = launch(&MachinePlan { saved: Some(Saved::Open(9)), ..plan() }).args;
         let more: Vec<_> = restored.iter().filter(|arg| !booted.contains(arg)).collect();
         assert_eq!(more, ["-incoming", "fd:9"]);
         let net = Some(NetDevice { mac: "52:54:00:00:00:01".to_owned(), link: NetLink::Loose });

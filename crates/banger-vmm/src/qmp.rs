@@ -2,12 +2,15 @@
 //!
 //! Only what the supervisor acts on is understood. Source: QEMU's `qapi/` schemas.
 
+use crate::machine::Counters;
 use serde::Deserialize;
 
 /// Longest line accepted; events are a few hundred bytes.
 pub const LINE_LEN_MAX: usize = 64 * 1024;
 /// Ends the negotiation; nothing else is answered before it.
 pub const CAPABILITIES: &str = r#"{"execute":"qmp_capabilities"}"#;
+/// Asks for what drives have moved; [`Event::Counted`] comes.
+pub const COUNT: &str = r#"{"execute":"query-blockstats","id":"count"}"#;
 /// Lets a stopped machine go on.
 pub const CONTINUE: &str = r#"{"execute":"cont"}"#;
 /// Saves the machine, memory and devices, into a file whose descriptor comes with these lines. [`Event::Saved`] says that
@@ -33,6 +36,8 @@ pub enum Event {
     Reset,
     /// The machine is saved.
     Saved,
+    /// What it has counted since it began.
+    Counted(Counters),
     /// What was asked for can't be done, and why.
     Refused(String),
 }
@@ -43,6 +48,20 @@ struct Line {
     #[serde(default)]
     data: Data,
     error: Option<Error>,
+    id: Option<String>,
+    #[serde(default, rename = "return")]
+    answer: serde_json::Value,
+}
+
+#[derive(Deserialize)]
+struct Drive {
+    stats: Moved,
+}
+
+#[derive(Deserialize)]
+struct Moved {
+    rd_bytes: u64,
+    wr_bytes: u64,
 }
 
 #[derive(Deserialize)]
@@ -62,7 +81,13 @@ struct Data {
 /// Returns the event a line is, when it is one that matters.
 #[must_use]
 pub fn parse(line: &[u8]) -> Option<Event> {
-    let Line { event, data, error } = serde_json::from_slice(line).ok()?;
+    let Line { event, data, error, id, answer } = serde_json::from_slice(line).ok()?;
+    if id.as_deref() == Some("count") {
+        let drives: Vec<Drive> = serde_json::from_value(answer).ok()?;
+        let sum = |part: fn(&Moved) -> u64| drives.iter().map(|drive| part(&drive.stats)).sum();
+        let counted = Counters { read: sum(|moved| moved.rd_bytes), written: sum(|moved| moved.wr_bytes) };
+        return Some(Event::Counted(counted));
+    }
     if let Some(Error { desc }) = error {
         return Some(Event::Refused(desc));
     }
@@ -81,7 +106,7 @@ pub fn parse(line: &[u8]) -> Option<Event> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Event, parse};
+    use super::{Counters, Event, parse};
 
     #[test]
     fn lines_of_a_real_qemu() {
@@ -91,6 +116,10 @@ mod tests {
                 None,
             ),
             (r#"{"return": {}}"#, None),
+            (
+                r#"{"return": [{"device": "drive0", "stats": {"rd_bytes": 5, "wr_bytes": 0, "flush_operations": 0}}, {"device": "drive1", "stats": {"rd_bytes": 1, "wr_bytes": 2}}], "id": "count"}"#,
+                Some(Event::Counted(Counters { read: 6, written: 2 })),
+            ),
             (r#"{"error": {"class": "GenericError", "desc": "no"}}"#, Some(Event::Refused("no".to_owned()))),
             (r#"{"event": "MIGRATION", "data": {"status": "active"}}"#, None),
             (r#"{"event": "MIGRATION", "data": {"status": "completed"}}"#, Some(Event::Saved)),

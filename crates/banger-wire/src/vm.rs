@@ -40,6 +40,8 @@ pub enum VmRequest {
     },
     /// Ends the VMM at once. Answered by `Ended`.
     Kill,
+    /// Asks for what the machine has used so far. Answered by `Used`.
+    Use,
 }
 
 /// What a supervisor tells a client.
@@ -54,6 +56,23 @@ pub enum VmEvent {
     State(VmStatus),
     /// The vm has ended.
     Ended(VmEnd),
+    /// What the machine has used.
+    Used(VmUse),
+}
+
+/// What a machine has used of the host since its VMM began, in bytes. What its VMM does not tell is missing.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmUse {
+    /// Read from its drives.
+    pub read: Option<u64>,
+    /// Written to its drives.
+    pub written: Option<u64>,
+    /// Sent by the guest.
+    pub sent: Option<u64>,
+    /// Received by the guest.
+    pub received: Option<u64>,
+    /// Memory that the VMM has now; files that it maps, which vms share, are not counted.
+    pub memory: Option<u64>,
 }
 
 /// What the supervisor knows about its vm.

@@ -287,7 +287,7 @@ pub(crate) fn attach(plan: &mut VmPlan, caches: &[Attached]) {
         let number = plan.machine.drives.len();
         let inside = PathBuf::from(format!("/boot/cache-{number}"));
         let letter = char::from(b'a' + u8::try_from(number).unwrap_or(u8::MAX - b'a'));
-        plan.machine.drives.push(Drive { path: inside.clone(), read_only: false });
+        plan.machine.drives.push(Drive { path: inside.clone(), read_only: false, rate: None });
         plan.writable.push(Bind { host: cache.file.clone(), inside });
         plan.guest
             .drives

@@ -28,7 +28,9 @@ pub(crate) struct Choice {
     pub(crate) kvm: bool,
     /// Its devices can be on a PCI bus.
     pub(crate) pci: bool,
-    /// Without it: that this is slower, why it is so, and what helps.
+    /// It gives memory back that the guest frees.
+    pub(crate) gives_memory_back: bool,
+    /// Without KVM: that this is slower, why it is so, and what helps.
     pub(crate) note: Option<String>,
 }
 
@@ -42,19 +44,27 @@ pub(crate) fn choose(facts: Facts) -> Result<Choice, WireError> {
         VmmChoice::Auto => use_firecracker(&facts).ok(),
         VmmChoice::Qemu => None,
     };
-    if let Some((program, pci)) = firecracker {
-        return Ok(Choice { vmm: Vmm::Firecracker, program, kvm: true, pci, note: None });
+    if let Some((program, version)) = firecracker {
+        return Ok(Choice {
+            vmm: Vmm::Firecracker,
+            program,
+            kvm: true,
+            pci: version >= firecracker::PCI_SINCE,
+            gives_memory_back: version >= firecracker::REPORTING_SINCE,
+            note: None,
+        });
     }
     let (why, cure) = obstacle(&facts.kvm, &facts.user).unzip();
     let note = why.map(|why| {
         let what = cure.flatten().unwrap_or_else(|| "see `banger doctor`".to_owned());
         format!("{why}, so vms run in software emulation, which is slower; {what}")
     });
-    Ok(Choice { vmm: Vmm::Qemu, program: facts.qemu?, kvm: note.is_none(), pci: true, note })
+    let (kvm, program) = (note.is_none(), facts.qemu?);
+    Ok(Choice { vmm: Vmm::Qemu, program, kvm, pci: true, gives_memory_back: true, note })
 }
 
-/// Returns Firecracker's program and whether it can have a PCI bus, or why it can't be used.
-fn use_firecracker(facts: &Facts) -> Result<(PathBuf, bool), WireError> {
+/// Returns Firecracker's program and version, or why it can't be used.
+fn use_firecracker(facts: &Facts) -> Result<(PathBuf, (u32, u32)), WireError> {
     let error = |text: String| WireError::new(ErrorCode::Invalid, text);
     let instead = "use `--vmm qemu`";
     if let Some((why, cure)) = obstacle(&facts.kvm, &facts.user) {
@@ -67,7 +77,7 @@ fn use_firecracker(facts: &Facts) -> Result<(PathBuf, bool), WireError> {
         None => format!("`{path}` does not say its version"),
         Some(version) => match firecracker::unfit(numbers(version)) {
             Some(why) => format!("`{path}` is {version}, {why}"),
-            None => return Ok((program.path.clone(), numbers(version) >= firecracker::PCI_SINCE)),
+            None => return Ok((program.path.clone(), numbers(version))),
         },
     };
     Err(error(wrong)
@@ -154,11 +164,12 @@ mod tests {
 
     fn render(chosen: Result<Choice, WireError>) -> String {
         match chosen {
-            Ok(Choice { vmm, program, kvm, pci, note }) => {
+            Ok(Choice { vmm, program, kvm, pci, gives_memory_back, note }) => {
                 let note = note.map(|note| format!("\n             {note}")).unwrap_or_default();
                 let how = if kvm { "KVM" } else { "emulation" };
                 let bus = if pci { "" } else { ", without a bus" };
-                format!("{vmm:?} `{}`, {how}{bus}{note}", program.display())
+                let memory = if gives_memory_back { "" } else { ", keeps freed memory" };
+                format!("{vmm:?} `{}`, {how}{bus}{memory}{note}", program.display())
             }
             Err(error) => {
                 format!("error: {error}\n             hint: {}", error.hint.as_deref().unwrap_or("none"))

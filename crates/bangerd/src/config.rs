@@ -46,6 +46,12 @@ pub(crate) struct Config {
     pub(crate) default_image: Option<String>,
     /// Whether emulated vms go on from a saved machine instead of booting; they do by default.
     pub(crate) restore: Option<bool>,
+    /// What each drive of a vm may read and write in a second, such as `100M`.
+    #[serde(default, deserialize_with = "size")]
+    pub(crate) disk_rate: Option<Mebibytes>,
+    /// What a vm may send in a second, and receive.
+    #[serde(default, deserialize_with = "size")]
+    pub(crate) net_rate: Option<Mebibytes>,
     /// What runs vms that name nothing.
     pub(crate) vmm: Option<VmmChoice>,
     /// Registries by host, with the port where one is named.
@@ -284,7 +290,7 @@ pub(crate) fn path() -> Option<PathBuf> {
 
 #[cfg(test)]
 mod tests {
-    use super::{AutoStop, Config, NetMode, VmmChoice};
+    use super::{AutoStop, Config, Mebibytes, NetMode, VmmChoice};
     use std::path::Path;
 
     #[test]
@@ -313,6 +319,13 @@ mod tests {
         assert_eq!(config.firecracker_bin.as_deref(), Some(Path::new("/opt/firecracker")));
         assert_eq!(config.firecracker.version.as_deref(), Some("1.16.2"));
         assert_eq!(config.firecracker.url.as_deref(), Some("http://mirror.example/fc"));
+    }
+
+    #[test]
+    fn rates_can_be_set() {
+        let config = Config::parse("disk_rate = '100M'\nnet_rate = 10\n", Path::new("/config.toml")).unwrap();
+        assert_eq!((config.disk_rate, config.net_rate), (Some(Mebibytes(100)), Some(Mebibytes(10))));
+        assert!(Config::parse("net_rate = '10K'\n", Path::new("/config.toml")).is_err());
     }
 
     #[test]

@@ -15,13 +15,16 @@ const AGENT: &[u8] = include_bytes!(env!("BANGER_AGENT"));
 /// not.
 fn modules(driver: Driver) -> &'static [&'static str] {
     match driver {
-        Driver::Qemu => &["virtio_pci", "virtio_console", "virtio_blk", "virtio_net", "overlay", "ext4"],
+        Driver::Qemu => {
+            &["virtio_pci", "virtio_console", "virtio_blk", "virtio_net", "virtio_balloon", "overlay", "ext4"]
+        }
         Driver::Firecracker => &[
             "virtio_pci",
             "virtio_mmio",
             "vmw_vsock_virtio_transport",
             "virtio_blk",
             "virtio_net",
+            "virtio_balloon",
             "overlay",
             "ext4",
         ],

@@ -148,12 +148,14 @@ impl Daemon {
             cgroup: self.cgroup(&row),
             boot: if image.initrd { Boot::Handover } else { Boot::Image },
         });
+        let config = Config::load()?;
         // A vm that starts has its caches before another one looks for them.
-        let has_caches = !spec.caches.is_empty() || !Config::load()?.cache.is_empty();
+        let has_caches = !spec.caches.is_empty() || !config.cache.is_empty();
         let _caching = if has_caches { Some(self.caching.lock().await) } else { None };
         let caches = self.find_caches(&spec, !image.initrd, row.run_as, &events)?;
         cache::attach(&mut plan, &caches);
-        request::add_settings(&mut plan, &spec, &Config::load()?)?;
+        plan.limit(config.disk_rate, config.net_rate);
+        request::add_settings(&mut plan, &spec, &config)?;
         let template = self.use_template(&mut plan, &events).await;
         let _ = events.send(Event::Step { label: format!("boot {}", row.name) });
         self.note(&row, Happening::Launched)?;

@@ -12,6 +12,7 @@ use banger_wire::bytes::ByteString;
 use banger_wire::daemon::VmSpec;
 use banger_wire::guest::{GuestConfig, GuestDrives, InitMode};
 use banger_wire::names::{VmId, VmName};
+use banger_wire::size::Mebibytes;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -75,6 +76,15 @@ pub(crate) struct VmPlan {
     pub(crate) without: Vec<Layer>,
 }
 
+impl VmPlan {
+    /// Keeps each drive, and each direction of the network, to a size in a second; 0 is no limit.
+    pub(crate) fn limit(&mut self, disk: Option<Mebibytes>, net: Option<Mebibytes>) {
+        let rate = |size: Option<Mebibytes>| size.map(Mebibytes::bytes).filter(|rate| *rate > 0);
+        self.machine.drives.iter_mut().for_each(|drive| drive.rate = rate(disk));
+        self.net.rate = rate(net);
+    }
+}
+
 /// How a machine comes to life.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -82,7 +92,8 @@ pub(crate) enum Start {
     /// The kernel boots.
     #[default]
     Boot,
-    /// The kernel boots, and once the agent speaks the machine is saved as [`SAVED_FILE`] in the vm's directory and ends.
+    /// The kernel boots, and once the agent speaks the machine is saved as [`SAVED_FILE`] and [`STATE_FILE`] in the vm's
+    /// directory, and ends.
     Save,
     /// The machine goes on from [`SAVED_INSIDE`]; it boots when that can't be done, or comes to nothing.
     Restore,
@@ -102,10 +113,14 @@ pub(crate) enum Layer {
     Limits,
 }
 
-/// A saved machine.
+/// A saved machine, or its memory.
 pub(crate) const SAVED_FILE: &str = "memory";
+/// The rest of a saved machine, where the VMM keeps it by itself; empty otherwise.
+pub(crate) const STATE_FILE: &str = "state";
 /// Where the supervisor finds the one its vm goes on from.
 pub(crate) const SAVED_INSIDE: &str = "/boot/memory";
+/// And its rest.
+pub(crate) const STATE_INSIDE: &str = "/boot/state";
 
 /// A bind mount into the supervisor's root.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -187,12 +202,12 @@ pub(crate) fn plan(inputs: Inputs<'_>) -> VmPlan {
         }
     };
     let image = Bind { host: inputs.image, inside: inside("image") };
-    let disk = Drive { path: PathBuf::from("/vm").join(DISK_FILE), read_only: false };
+    let disk = Drive { path: PathBuf::from("/vm").join(DISK_FILE), read_only: false, rate: None };
     let (mut drives, mut writable, mut cmdline) = (Vec::new(), Vec::new(), Vec::new());
     let mut modules = None;
     match boot {
         Boot::Build => {
-            drives.push(Drive { path: image.inside.clone(), read_only: false });
+            drives.push(Drive { path: image.inside.clone(), read_only: false, rate: None });
             writable.push(image);
         }
         Boot::Disk => drives.push(disk),
@@ -201,12 +216,12 @@ pub(crate) fn plan(inputs: Inputs<'_>) -> VmPlan {
             cmdline.push(format!("rdinit={} root={FIRST_DRIVE} rw", crate::initramfs::APPENDED_INIT));
         }
         Boot::Image | Boot::AgentOnly => {
-            drives.push(Drive { path: image.inside.clone(), read_only: true });
+            drives.push(Drive { path: image.inside.clone(), read_only: true, rate: None });
             binds.push(image);
             drives.push(disk);
             if inputs.modules {
                 binds.push(Bind { host: kernel.join(MODULES_FILE), inside: inside(MODULES_FILE) });
-                drives.push(Drive { path: inside(MODULES_FILE), read_only: true });
+                drives.push(Drive { path: inside(MODULES_FILE), read_only: true, rate: None });
                 modules = Some("/dev/vdc".to_owned());
             }
         }
@@ -225,7 +240,9 @@ pub(crate) fn plan(inputs: Inputs<'_>) -> VmPlan {
         drives,
         net: None,
         run_dir: PathBuf::from("/run"),
-        saved_fd: None,
+        gives_memory_back: choice.gives_memory_back,
+        to_be_saved: false,
+        saved: None,
     };
     let guest = GuestConfig {
         hostname: row.name.to_string(),

@@ -1,5 +1,5 @@
-//! Machines saved at the moment their agent first spoke. An emulated vm goes on from there instead of booting, which
-//! takes a tenth of the time.
+//! Machines saved at the moment their agent first spoke. An emulated vm, and one under Firecracker, goes on from there
+//! instead of booting, which takes a tenth of the time.
 //!
 //! A template is made by a vm of its own that has no image, no disk to speak of and no network, and that ends when it is
 //! saved: it holds a kernel and our agent, and nothing of any user or vm. What sets a vm apart reaches its guest
@@ -11,14 +11,14 @@
 use crate::config::Config;
 use crate::daemon::Daemon;
 use crate::net::{GUEST_MAC, NetPlan};
-use crate::plan::{Bind, DISK_FILE, SAVED_FILE, SAVED_INSIDE, Start, VmPlan};
+use crate::plan::{Bind, DISK_FILE, SAVED_FILE, SAVED_INSIDE, STATE_FILE, STATE_INSIDE, Start, VmPlan};
 use crate::pull::{Build, staging};
 use crate::store::RUN_AS_TEMPLATE;
 use crate::supervise::root::VM_DIR;
 use crate::vmsock;
 use anyhow::{Context as _, bail};
-use banger_vmm::{Drive, Driver, MachinePlan, NetDevice, NetLink};
-use banger_wire::daemon::Event;
+use banger_vmm::{Driver, MachinePlan, NetDevice, NetLink};
+use banger_wire::daemon::{Event, NetMode};
 use banger_wire::guest::GuestConfig;
 use banger_wire::vm::{EndReason, Phase, VmEvent, VmRequest, VmStatus};
 use rustix::fs::OFlags;
@@ -46,14 +46,15 @@ impl Daemon {
         plan: &mut VmPlan,
         events: &UnboundedSender<Event>,
     ) -> Option<String> {
-        if plan.machine.kvm
-            || plan.machine.driver != Driver::Qemu
+        // A machine of QEMU's with KVM holds more of the host's processor than QEMU keeps account of.
+        if plan.machine.kvm && plan.machine.driver == Driver::Qemu
             || !Config::load().is_ok_and(|config| config.restore.unwrap_or(true))
         {
             return None;
         }
         let name = name(plan).inspect_err(|error| tracing::warn!("name a template: {error:#}")).ok()?;
-        let file = self.paths.templates().join(&name).join(SAVED_FILE);
+        let dir = self.paths.templates().join(&name);
+        let file = dir.join(SAVED_FILE);
         let mut unusable = self.templates.lock().await;
         if unusable.contains(&name) {
             return None;
@@ -69,6 +70,7 @@ impl Daemon {
         // Kept for as long as it is used.
         let _ = File::open(&file).and_then(|file| file.set_modified(SystemTime::now()));
         plan.binds.push(Bind { host: file, inside: SAVED_INSIDE.into() });
+        plan.binds.push(Bind { host: dir.join(STATE_FILE), inside: STATE_INSIDE.into() });
         plan.start = Start::Restore;
         Some(name)
     }
@@ -107,12 +109,14 @@ impl Daemon {
             bail!("{}", end.detail);
         }
         let staging = build.done()?;
-        let saved = vmsock::open_file(&dir, SAVED_FILE, OFlags::RDONLY).context("open what was saved")?;
-        if plan.run_as.is_some() {
-            std::os::unix::fs::fchown(&saved, Some(0), Some(0))?;
+        for name in [SAVED_FILE, STATE_FILE] {
+            let saved = vmsock::open_file(&dir, name, OFlags::RDONLY).context("open what was saved")?;
+            if plan.run_as.is_some() {
+                std::os::unix::fs::fchown(&saved, Some(0), Some(0))?;
+            }
+            saved.set_permissions(PermissionsExt::from_mode(0o444))?;
+            std::fs::rename(dir.join(name), staging.path().join(name))?;
         }
-        saved.set_permissions(PermissionsExt::from_mode(0o444))?;
-        std::fs::rename(dir.join(SAVED_FILE), staging.path().join(SAVED_FILE))?;
         std::fs::remove_dir_all(&dir)?;
         // CRASH: an unfinished directory is left, and the next start removes it. Nothing is synced: after the host's next
         // start this is another template's time.
@@ -126,15 +130,26 @@ impl Daemon {
 
 /// The plan of the vm that makes a template for another: the same machine without anything of that vm's.
 fn plan(of: &VmPlan, dir: PathBuf) -> VmPlan {
+    let mut binds: Vec<Bind> = of.binds.iter().filter(|bind| is_of_machine(of, bind)).cloned().collect();
     let disk = Path::new(VM_DIR).join(DISK_FILE);
-    let drive = |drive: &Drive| Drive { path: disk.clone(), read_only: drive.read_only };
-    let drives = of.machine.drives.iter().map(drive).collect();
-    let net =
-        of.guest.network.as_ref().map(|_| NetDevice { mac: GUEST_MAC.to_owned(), link: NetLink::Loose });
-    let machine = MachinePlan { drives, net, ..of.machine.clone() };
-    let of_kernel = |bind: &&Bind| bind.inside == machine.kernel || bind.inside == machine.initrd;
+    let mut drives = of.machine.drives.clone();
+    let (net, device) = match of.machine.driver {
+        Driver::Qemu => {
+            drives.iter_mut().for_each(|drive| drive.path.clone_from(&disk));
+            let device = NetDevice { mac: GUEST_MAC.to_owned(), link: NetLink::Loose };
+            (NetPlan::none(), of.guest.network.as_ref().map(|_| device))
+        }
+        Driver::Firecracker => {
+            // It finds the other vm's drives and tap under the names that it saved. The tap leads nowhere.
+            let elsewhere = drives.iter().filter(|drive| drive.path != disk);
+            let disk = dir.join(DISK_FILE);
+            binds.extend(elsewhere.map(|drive| Bind { host: disk.clone(), inside: drive.path.clone() }));
+            (NetPlan { nft: None, pasta: None, ..of.net.clone() }, None)
+        }
+    };
+    let machine = MachinePlan { drives, net: device, to_be_saved: true, ..of.machine.clone() };
     VmPlan {
-        binds: of.binds.iter().filter(of_kernel).cloned().collect(),
+        binds,
         dir,
         run_as: of.run_as.map(|_| RUN_AS_TEMPLATE),
         cgroup: None,
@@ -145,11 +160,11 @@ fn plan(of: &VmPlan, dir: PathBuf) -> VmPlan {
             env: Vec::new(),
             workdir: None,
             user: None,
-            network: None,
             ca: None,
+            network: of.guest.network.clone().filter(|_| net.mode != NetMode::None),
             ..of.guest.clone()
         },
-        net: NetPlan::none(),
+        net,
         lease: false,
         auto_stop_ms: None,
         caches: Vec::new(),
@@ -160,17 +175,28 @@ fn plan(of: &VmPlan, dir: PathBuf) -> VmPlan {
     }
 }
 
+/// Kernel, initramfs and VMM.
+fn is_of_machine(plan: &VmPlan, bind: &Bind) -> bool {
+    let machine = &plan.machine;
+    [&machine.kernel, &machine.initrd, &machine.program].contains(&&bind.inside)
+}
+
 /// Names the template a machine can go on from.
 fn name(of: &VmPlan) -> anyhow::Result<String> {
-    let VmPlan { machine, binds, .. } = plan(of, PathBuf::new());
+    let VmPlan { machine, net, .. } = plan(of, PathBuf::new());
     let mut hash = Sha256::new();
     // The clock's rate is measured at each start of the daemon, and never twice the same to the last digit.
     let launch = banger_vmm::launch(&MachinePlan { tsc_khz: None, ..machine.clone() });
-    for arg in &launch.args {
-        hash.update(arg.as_encoded_bytes());
+    let args = launch.args.iter().map(|arg| arg.as_encoded_bytes());
+    for text in args.chain(launch.files.iter().map(|(_, text)| &text[..])) {
+        hash.update(text);
         hash.update([0]);
     }
-    for file in binds.iter().map(|bind| &bind.host).chain([&machine.program]) {
+    // Where it is not among these, the supervisor adds it.
+    hash.update([u8::from(net.mode != NetMode::None)]);
+    let shown = of.binds.iter().filter(|bind| is_of_machine(of, bind)).map(|bind| &bind.host);
+    let program = Some(&machine.program).filter(|path| of.binds.iter().all(|bind| bind.inside != **path));
+    for file in shown.chain(program) {
         let at = std::fs::metadata(file).with_context(|| format!("look at `{}`", file.display()))?;
         for number in
             [at.dev(), at.ino(), at.len(), at.mtime().cast_unsigned(), at.mtime_nsec().cast_unsigned()]

@@ -28,6 +28,7 @@ const SETUP: &str = "
 const RUN: &str = "
     cd
     banger run -d --name web --memory 512M --vcpu 2 --net none --image IMAGE 2>/dev/null &
+    bomb() { sh -c 'echo $$ >$0/cgroup.procs; for n in $(seq 400); do sleep 60 & done' $1 2>/dev/null; }
     names() { for pid in $(cat $group/cgroup.procs 2>/dev/null); do cat /proc/$pid/comm; done | sort -u; }
     for try in $(seq 200); do
         group=$(echo $1/banger-*[0-9]*)
@@ -36,6 +37,10 @@ const RUN: &str = "
     done
     for file in memory.max pids.max cpu.weight memory.oom.group; do echo $file $(cat $group/$file); done
     names
+    if test $(id -u) = 0; then
+        bomb $group
+        test $(wc -l <$group/cgroup.procs) -le 258 && grep -q 'max [1-9]' $group/pids.events && echo bomb stopped
+    fi
     test $2 = vmm || banger daemon stop
     for pid in $(cat $group/cgroup.procs); do
         if test $2 = all || grep -q sleep /proc/$pid/comm; then kill -9 $pid; fi
@@ -45,6 +50,28 @@ const RUN: &str = "
     for try in $(seq 100); do test -d $group || break; sleep 0.1; done
     ls -d $1/banger-*[0-9]* 2>/dev/null || echo gone
     banger daemon stop
+";
+
+/// A VMM that fills more memory than a vm's group may have, and less than its own limit, and says when it has.
+const BIG: &str = r#"
+cat >/usr/bin/vmm <<'END'
+#!/bin/sh
+exec perl -e '$| = 1; my $len = 1800000000; my $filler = "x" x $len; print "filled\n"; sleep 1000'
+END
+"#;
+
+/// Starts it, and tells who had the last word: itself, or the kernel, which counts in the group above.
+const EXCEED: &str = "
+    cd
+    banger run -d --name big --memory 512M --net none --image IMAGE >/dev/null 2>&1 &
+    for try in $(seq 600); do
+        grep -qs filled .local/state/banger/vms/*/console.log && echo filled && break
+        grep -q 'oom_kill [1-9]' $1/memory.events && echo killed && break
+        sleep 0.1
+    done
+    banger vm delete -f big >/dev/null 2>&1
+    wait
+    banger daemon stop >/dev/null
 ";
 
 #[test]
@@ -59,10 +86,16 @@ fn a_vm_has_limits_where_there_is_a_group_to_give() {
         )
     };
     // Root, in the topmost group.
-    assert_eq!(host.ok("export HOME=/root; sh /run.sh /sys/fs/cgroup vmm"), format!("{limits}{end}"));
+    let bomb = "bomb stopped\n";
+    assert_eq!(host.ok("export HOME=/root; sh /run.sh /sys/fs/cgroup vmm"), format!("{limits}{bomb}{end}"));
+    let free = "mkdir /sys/fs/cgroup/free; bomb() { BOMB; }; bomb /sys/fs/cgroup/free;
+        wc -l </sys/fs/cgroup/free/cgroup.procs; echo 1 >/sys/fs/cgroup/free/cgroup.kill";
+    let line =
+        RUN.lines().find_map(|line| line.trim().strip_prefix("bomb() { ")?.strip_suffix("; }")).unwrap();
+    assert_eq!(host.ok(&free.replace("BOMB", line)), "400\n", "without a group of a vm");
     // The next daemon finds the group.
     let output = host.ok("export HOME=/root; sh /run.sh /sys/fs/cgroup all");
-    assert_eq!(output, format!("{limits}stopped bangerd\n{end}"));
+    assert_eq!(output, format!("{limits}{bomb}stopped bangerd\n{end}"));
     let doctor = "banger doctor | grep 'cgroup limits'; banger daemon stop >/dev/null";
     assert_eq!(host.ok(&format!("export HOME=/root; {doctor}")), told("/sys/fs/cgroup"));
     // A user, in a group of the user's own, which has nobody in it but the daemon.
@@ -76,6 +109,15 @@ fn a_vm_has_limits_where_there_is_a_group_to_give() {
         "{user} begin $dir; as \"sh /run.sh $dir vmm\"; begin $dir/banger-daemon; as \"{doctor}\"; rmdir $dir/banger-daemon $dir"
     );
     assert_eq!(host.ok(&run), format!("{limits}{end}{}", told("/sys/fs/cgroup/dev")));
+    host.ok(BIG);
+    let exceed =
+        "as \"sh /exceed.sh $dir\"; test -d $dir/banger-daemon && rmdir $dir/banger-daemon; rmdir $dir";
+    assert_eq!(host.ok(&format!("{user} begin $dir; {exceed}")), "killed\n");
+    assert_eq!(
+        host.ok(&format!("{user} echo $$ >$top/cgroup.procs; {exceed}")),
+        "filled\n",
+        "without a group"
+    );
     let run = format!("{user} rmdir $dir; echo $$ >$top/cgroup.procs; as \"{doctor}\"");
     assert_eq!(
         host.ok(&run),
@@ -105,12 +147,14 @@ impl<'a> Host<'a> {
         let copied =
             Command::new("sh").args(["-ec", boot]).arg(store.path()).current_dir(owner.state()).status();
         assert!(copied.unwrap().success());
-        owner.ok(["vm", "run", "-d", "--name", "host", "--image", IMAGE, "--net", "none", "--memory", "1G"]);
+        owner.ok(["vm", "run", "-d", "--name", "host", "--image", IMAGE, "--net", "none", "--memory", "3G"]);
         let host = Self { owner };
         host.send(store.path(), ".", "/store");
         host.send(programs(), "banger bangerd", "/usr/bin");
         host.ok(SETUP);
-        host.ok(&format!("cat >/run.sh <<'END'\n{}\nEND", RUN.replace("IMAGE", IMAGE)));
+        for (name, script) in [("run", RUN), ("exceed", EXCEED)] {
+            host.ok(&format!("cat >/{name}.sh <<'END'\n{}\nEND", script.replace("IMAGE", IMAGE)));
+        }
         host
     }
 

@@ -12,6 +12,7 @@ mod initrd;
 mod kvm;
 mod lifecycle;
 mod nested;
+mod resources;
 mod run;
 mod support;
 mod template;

@@ -69,7 +69,7 @@ fn linux_under_firecracker() {
     // The small vm that tells whether KVM is usable has 200 ms, which is little for an emulated processor on a busy
     // machine; another daemon tries again.
     let create = format!("banger vm create --name inner --wait boot {shape}");
-    host.ok(&format!("for i in $(seq 10); do {create} && exit 0; banger daemon stop; done; exit 1"));
+    host.ok(&format!("for i in $(seq 40); do {create} && exit 0; banger daemon stop; done; exit 1"));
     let shown = host.ok("banger vm show inner");
     assert!(shown.contains("firecracker, KVM, process"), "{shown}");
     let inner = |script: &str| host.exec(&format!("banger vm exec inner -- sh -c '{script}'"));
@@ -97,10 +97,30 @@ fn linux_under_firecracker() {
     host.ok(
         "for i in $(seq 600); do banger vm show inner | grep -q stopped && exit 0; sleep 0.1; done; exit 1",
     );
-    host.ok("banger vm delete inner");
+    // What the guest frees goes back, also where its memory began as a saved machine's.
+    host.ok("banger vm start inner");
+    inner("modprobe virtio_balloon; head -c 150M /dev/zero > /dev/shm/filler");
+    let used = "awk '/RssAnon/ { print int($2 / 1024) }' /proc/$(pgrep -x firecracker)/status";
+    let full: u32 = host.ok(used).trim().parse().unwrap();
+    inner("rm /dev/shm/filler");
+    let less = format!(
+        "for i in $(seq 600); do test $({used}) -lt {} && exit 0; sleep 0.1; done; exit 1",
+        full - 100
+    );
+    host.ok(&less);
+    println!("{full} MiB with 150 MiB in use, then {} MiB", host.ok(used).trim());
+    host.ok("banger vm delete -f inner");
     // By its own user in its own namespaces, and gone with everything it had.
-    let output = host.exec(&format!("banger vm run --rm {shape} -- printf '%s|' 'a b' \"c'd\" ''"));
+    let output = host.exec(&format!("banger vm run --rm -v {shape} -- printf '%s|' 'a b' \"c'd\" ''"));
     assert_eq!(output.stdout, b"a b|c'd||", "{}", show(&output));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("restore to agent"), "it went on from a saved machine: {said}");
+    println!("{said}");
+    let config = "mkdir -p .config/banger; echo restore = false >.config/banger/config.toml";
+    let output = host.exec(&format!("cd; {config}; banger vm run --rm -v {shape} -- true"));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.contains("boot to agent"), "it boots: {said}");
+    println!("{said}");
     host.ok("for i in $(seq 100); do pgrep firecracker >/dev/null || exit 0; sleep 0.1; done; exit 1");
     assert_eq!(host.ok(&format!("ls {state}/vms")), "");
     println!("with {}", run(Command::new("sh").args(["-c", "firecracker --version | head -n 1"])).trim());

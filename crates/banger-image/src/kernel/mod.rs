@@ -48,7 +48,7 @@ const CATALOG: [(&str, [(&str, &str); 2]); 1] = [(
 
 /// What the initramfs may have to load, most needed first. What a kernel has built in is left out, so this also serves
 /// kernels that are configured otherwise.
-const BOOT_MODULES: [&str; 11] = [
+const BOOT_MODULES: [&str; 12] = [
     "virtio_mmio",
     "virtio_pci",
     "virtio_blk",
@@ -57,6 +57,7 @@ const BOOT_MODULES: [&str; 11] = [
     "ext4",
     "virtio_console",
     "virtio_rng",
+    "virtio_balloon",
     "vmw_vsock_virtio_transport",
     "erofs",
     "squashfs",

@@ -34,7 +34,9 @@ fn profile(program: &Path) -> anyhow::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::{PROFILE, profile};
+    use std::io::Write as _;
     use std::path::Path;
+    use std::process::Stdio;
 
     #[test]
     fn the_profile_names_this_program() {
@@ -44,6 +46,37 @@ mod tests {
         assert!(own.contains("\n  userns,\n"));
         for path in ["/home/a user/bangerd", "/home/{a,b}/bangerd", "/home/*/bangerd", "/tmp/a\"b"] {
             assert!(profile(Path::new(path)).is_err(), "{path}");
+        }
+    }
+
+    /// A parser of before 4.0 knows everything but the rule that the profile is there for.
+    #[test]
+    fn the_profile_is_one_to_apparmors_parser() {
+        let test = "the_profile_is_one_to_apparmors_parser";
+        let knows_userns = Path::new("/etc/apparmor.d/abi/4.0").exists();
+        let parse = |text: &str| -> Option<(bool, String)> {
+            // Neither loaded into the kernel nor kept.
+            let mut parser = banger_sys::child::command("apparmor_parser".as_ref());
+            parser.args(["--skip-kernel-load", "--skip-cache", "--stdout"]).stdin(Stdio::piped());
+            let mut parser = parser.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().ok()?;
+            parser.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+            let output = parser.wait_with_output().unwrap();
+            Some((output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned()))
+        };
+        for path in ["/usr/bin/bangerd", "/home/a_user/.local/bin/bangerd"] {
+            let mut text = profile(Path::new(path)).unwrap();
+            if !knows_userns {
+                text = text.replace("abi/4.0", "abi/3.0").replace("  userns,\n", "");
+            }
+            let Some((is_one, said)) = parse(&text) else {
+                println!("skipped: {test}: `apparmor_parser` is not installed");
+                return;
+            };
+            assert!(is_one, "{said}");
+            assert!(!parse(&text.replace('}', "")).unwrap().0, "a profile without an end is none");
+        }
+        if !knows_userns {
+            println!("skipped: {test}: the rule `userns`: this AppArmor is older than 4.0");
         }
     }
 }

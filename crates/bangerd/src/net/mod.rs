@@ -49,12 +49,15 @@ pub(crate) struct NetPlan {
     pub(crate) nft: Option<PathBuf>,
     /// What makes connections for the guest; none when it is not installed.
     pub(crate) pasta: Option<pasta::PastaPlan>,
+    /// Bytes that may go in a second each way; none is no limit.
+    #[serde(default)]
+    pub(crate) rate: Option<u64>,
 }
 
 impl NetPlan {
     /// No interface at all.
     pub(crate) fn none() -> Self {
-        Self { mode: NetMode::None, nft: None, pasta: None }
+        Self { mode: NetMode::None, nft: None, pasta: None, rate: None }
     }
 
     /// Finds what the mode needs on this machine.
@@ -62,7 +65,8 @@ impl NetPlan {
         if mode == NetMode::None {
             return Self::none();
         }
-        Self { mode, nft: program("nft"), pasta: program("pasta").map(pasta::PastaPlan::probe) }
+        let pasta = program("pasta").map(pasta::PastaPlan::probe);
+        Self { mode, nft: program("nft"), pasta, rate: None }
     }
 
     /// What the guest is told; none when it has no interface.

@@ -43,12 +43,26 @@ pub(crate) struct Policy {
     mode: NetMode,
     /// The host's own addresses and the networks on its links.
     host: Vec<Cidr>,
+    /// Bytes that may go in a second each way.
+    rate: Option<u64>,
 }
+
+/// What may go at once, in parts of a second of the rate; the rest of what is too much is dropped, and TCP slows down.
+const BURST_PART: u64 = 4;
+/// At least this many bytes: the guest hands over up to 64 KiB as one packet.
+const BURST_MIN: u64 = 256 << 10;
+/// The most that `nft` takes for it.
+const BURST_MAX: u64 = 1 << 31;
 
 impl Policy {
     /// The policy of a mode on a host with these addresses and on-link networks.
     pub(crate) fn new(mode: NetMode, host: Vec<Cidr>) -> Self {
-        Self { mode, host: Cidr::simplify(host) }
+        Self { mode, host: Cidr::simplify(host), rate: None }
+    }
+
+    /// The same, with no more than this many bytes a second each way.
+    pub(crate) fn limited(self, rate: Option<u64>) -> Self {
+        Self { rate, ..self }
     }
 
     /// Whether answers of the resolver that name this address are withheld: the guest can't reach it anyway, and a name
@@ -67,6 +81,7 @@ impl Policy {
             NetMode::Full => (elements(&[LOOPBACK]), String::new()),
             NetMode::Internet | NetMode::None => (elements(&SPECIAL), elements(&self.host)),
         };
+        let rate = self.rate.map(rules_of_rate).unwrap_or_default();
         format!(
             r#"create table inet banger
 table inet banger {{
@@ -87,7 +102,7 @@ table inet banger {{
 	}}
 	chain forward {{
 		type filter hook forward priority filter; policy drop;
-		iifname "{TAP}" oifname "{OUT}" ip saddr {GUEST} goto outbound
+{rate}		iifname "{TAP}" oifname "{OUT}" ip saddr {GUEST} goto outbound
 		iifname "{OUT}" oifname "{TAP}" ip daddr {GUEST} ct state established,related accept
 	}}
 	chain outbound {{
@@ -127,6 +142,14 @@ table inet banger {{
     }
 }
 
+/// A limit for each direction; both count what `nft` sees of a packet, its headers included.
+fn rules_of_rate(rate: u64) -> String {
+    let burst = (rate / BURST_PART).clamp(BURST_MIN, BURST_MAX);
+    let rule =
+        |way| format!("\t\t{way} \"{TAP}\" limit rate over {rate} bytes/second burst {burst} bytes drop\n");
+    ["iifname", "oifname"].map(rule).concat()
+}
+
 fn list(nets: &[Cidr]) -> String {
     nets.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
@@ -151,6 +174,11 @@ mod tests {
         let advice = "change the golden file when the change is meant";
         let internet = policy(NetMode::Internet).render();
         assert_eq!(internet, include_str!("../../tests/golden/policy-internet.nft"), "{advice}");
+        let limited = policy(NetMode::Internet).limited(Some(8 << 20)).render();
+        let rules: Vec<&str> =
+            limited.lines().filter(|line| !internet.contains(line)).map(str::trim).collect();
+        let rule = "limit rate over 8388608 bytes/second burst 2097152 bytes drop";
+        assert_eq!(rules, [format!("iifname \"tap0\" {rule}"), format!("oifname \"tap0\" {rule}")]);
         let full = policy(NetMode::Full).render();
         assert_eq!(full, include_str!("../../tests/golden/policy-full.nft"), "{advice}");
     }

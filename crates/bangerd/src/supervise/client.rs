@@ -13,9 +13,12 @@ use std::rc::Rc;
 use std::time::Duration;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::oneshot;
 
 /// Frames of one client that wait for the guest: its window, and what it says besides.
 const WAITING_MAX: usize = 2 * WINDOW as usize;
+/// How long a VMM may take to say what it has counted.
+const USE_WAIT: Duration = Duration::from_secs(2);
 /// The wait after a connection could not be taken, for want of descriptors for example.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
@@ -67,6 +70,12 @@ async fn serve_one(stream: UnixStream, shared: &Rc<Shared>) -> Result<(), Stream
         VmRequest::Kill => {
             let _ = shared.orders.send(Order::Kill).await;
             watch(reader, writer, shared).await
+        }
+        VmRequest::Use => {
+            let (tell, told) = oneshot::channel();
+            let _ = shared.orders.send(Order::Use(tell)).await;
+            let used = tokio::time::timeout(USE_WAIT, told).await.ok().and_then(Result::ok);
+            writer.message(0, &VmEvent::Used(used.unwrap_or_default())).await
         }
         VmRequest::Open { what, lease } => {
             let _used = shared.use_it();

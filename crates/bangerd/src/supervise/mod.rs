@@ -11,9 +11,11 @@
 //! The lock on the disk is the vm's liveness: it goes with the last process that holds it, whatever the reason. When
 //! process 1 ends, the kernel ends the rest. What happened is in `end.json`, written as the last act.
 
+mod api;
 mod client;
 pub(crate) mod confine;
 mod console;
+mod counters;
 mod link;
 mod machine;
 mod monitor;

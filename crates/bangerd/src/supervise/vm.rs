@@ -5,23 +5,28 @@ use super::link::{Link, Source};
 use super::monitor::Monitor;
 use super::net::starter::Starter;
 use super::net::{Child, Network, State};
-use super::{client, confine, machine, root};
-use crate::plan::{CONSOLE_FILE, SAVED_FILE, SAVED_INSIDE, SOCKET_FILE, Start, VmPlan};
+use super::{client, confine, counters, machine, root};
+use crate::plan::{
+    CONSOLE_FILE, SAVED_FILE, SAVED_INSIDE, SOCKET_FILE, STATE_FILE, STATE_INSIDE, Start, VmPlan,
+};
 use anyhow::{Context as _, bail};
 use banger_vmm::qmp::Event;
-use banger_vmm::{Driver, MachinePlan, firecracker};
+use banger_vmm::{Control, Counters, Driver, MachinePlan, Saved, firecracker};
+use banger_wire::bytes::ByteString;
 use banger_wire::guest::{GuestMessage, HEARTBEAT_MS, HostMessage, Timing};
-use banger_wire::vm::{EndReason, Phase, VmEnd, VmStatus};
+use banger_wire::vm::{EndReason, Phase, VmEnd, VmStatus, VmUse};
 use std::cell::RefCell;
 use std::fs::File;
+use std::io::Write as _;
 use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitStatus;
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::UnixListener;
-use tokio::sync::{mpsc, watch};
+use tokio::net::unix::pipe::Receiver;
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 /// A boot with no word from console or agent for this long is started again; nothing can have been written yet.
@@ -52,6 +57,7 @@ pub(crate) enum Order {
     Stop { grace_ms: u64 },
     Kill,
     LeaseEnded,
+    Use(oneshot::Sender<VmUse>),
 }
 
 /// What connections see of the vm.
@@ -132,6 +138,8 @@ pub(crate) async fn run(plan: &VmPlan, kept: &[RawFd], starter: Option<Starter>)
         started,
         may_restore: plan.start == Start::Restore,
         restored: false,
+        rebooted: false,
+        asked_for_use: Vec::new(),
         configured: false,
         init_ready: false,
         stop_reason: None,
@@ -152,6 +160,7 @@ pub(crate) async fn run(plan: &VmPlan, kept: &[RawFd], starter: Option<Starter>)
             }
             Outcome::Again => {
                 life.started = Instant::now();
+                life.rebooted = true;
                 (life.configured, life.init_ready) = (false, false);
                 shared.status.send_modify(|status| {
                     status.phase = Phase::Preparing;
@@ -173,7 +182,9 @@ pub(crate) async fn run(plan: &VmPlan, kept: &[RawFd], starter: Option<Starter>)
 struct Vmm {
     process: Child,
     agent: Source,
-    control_socket: Option<PathBuf>,
+    control: Control,
+    /// What it counts into.
+    counters: Option<Receiver>,
     console: Rc<RefCell<Console>>,
     reading: JoinHandle<std::io::Result<()>>,
     /// The console has said something.
@@ -196,6 +207,10 @@ struct Life<'a> {
     may_restore: bool,
     /// This VMM does.
     restored: bool,
+    /// It is not the first boot that got somewhere.
+    rebooted: bool,
+    /// Who waits to hear what the machine has used.
+    asked_for_use: Vec<oneshot::Sender<VmUse>>,
     /// The guest has configured itself; it is ready once the network is settled too.
     configured: bool,
     /// The image's init has reported that it is done.
@@ -210,12 +225,18 @@ struct Life<'a> {
 impl Life<'_> {
     /// Starts the VMM.
     async fn start_vmm(&mut self) -> anyhow::Result<Vmm> {
-        let saved = self.saved();
+        let (saved, saved_file) = self.saved().unzip();
         self.restored = saved.is_some();
-        let saved_fd = saved.as_ref().map(File::as_raw_fd);
-        let machine = MachinePlan { saved_fd, ..self.network.machine(&self.plan.machine) };
+        if self.plan.start == Start::Save {
+            self.make_saved_files().context("make the files for the machine")?;
+        }
+        let saved_file = saved_file.flatten();
+        let saved_fd = saved_file.as_ref().map(File::as_raw_fd);
+        let machine = MachinePlan { saved, ..self.network.machine(&self.plan.machine) };
         let launch = banger_vmm::launch(&machine);
         machine::prepare(&launch).context("make the VMM's files")?;
+        let counters = launch.counters.as_deref().map(counters::open).transpose();
+        let counters = counters.context("make the pipe that the VMM counts into")?;
         let agent = Source::new(launch.agent.clone()).context("listen for the agent")?;
         let keep = self.network.tap().into_iter().chain(self.kept.iter().copied()).chain(saved_fd).collect();
         let confinement = confine::vmm(self.plan)?;
@@ -232,7 +253,7 @@ impl Life<'_> {
         let (halts, halted) = watch::channel(false);
         let console = Rc::new(RefCell::new(Console::create(&Path::new(root::VM_DIR).join(CONSOLE_FILE))?));
         let reading = tokio::task::spawn_local(read_console(output, console.clone(), heard, halts));
-        Ok(Vmm { process, agent, control_socket: launch.control_socket, console, reading, hears, halted })
+        Ok(Vmm { process, agent, control: launch.control, counters, console, reading, hears, halted })
     }
 
     /// Starts the VMM once and stays with it until it has ended.
@@ -245,9 +266,11 @@ impl Life<'_> {
             // It spoke before it was saved; it is asked to do so again.
             link.control_later(&HostMessage::Ping { seq: 0 });
         }
+        let connecting = Monitor::connect(&started.control, started.counters);
+        tokio::pin!(connecting);
         let connected = loop {
             tokio::select! {
-                monitor = Monitor::connect(started.control_socket.as_deref()) => break monitor.ok(),
+                monitor = &mut connecting => break monitor.inspect_err(log).ok(),
                 _ = vmm.ended() => break None,
                 Some(order) = orders.recv() => drop(self.order(order, &link, &vmm)),
             }
@@ -283,7 +306,7 @@ impl Life<'_> {
                 status = vmm.ended() => {
                     let _ = reading.await;
                     *self.shared.link.borrow_mut() = None;
-                    while let Some(event) = monitor.next().await {
+                    while let Some(event) = monitor.rest().await {
                         reset |= event == Event::Reset;
                     }
                     let off = *halted.borrow();
@@ -300,6 +323,7 @@ impl Life<'_> {
                     }
                     Event::Resumed => self.shared.status.send_modify(|status| status.paused = None),
                     Event::Reset => reset = true,
+                    Event::Counted(counted) => self.tell_use(counted, &vmm).await,
                     Event::Saved | Event::Refused(_) => {}
                 },
                 () = sleep_until(resume_at), if resume_at.is_some() => {
@@ -332,7 +356,12 @@ impl Life<'_> {
                     kill_at = self.order(Order::Stop { grace_ms: IDLE_GRACE_MS }, &link, &vmm).or(kill_at);
                 }
                 Ok(()) = self.network_state.changed() => self.network_changed(),
-                Some(order) = orders.recv() => kill_at = self.order(order, &link, &vmm).or(kill_at),
+                Some(order) = orders.recv() => {
+                    if matches!(order, Order::Use(_)) {
+                        monitor.count().await;
+                    }
+                    kill_at = self.order(order, &link, &vmm).or(kill_at);
+                }
                 () = tokio::time::sleep_until(silence), if !spoken && restarts < RESTARTS_MAX => {
                     vmm.kill();
                     let _ = vmm.ended().await;
@@ -356,28 +385,60 @@ impl Life<'_> {
         }
     }
 
-    /// The machine to go on from, if it fits the network that could be made.
-    fn saved(&self) -> Option<File> {
-        let fits = self.network.has_link() == self.plan.guest.network.is_some();
-        if self.may_restore && fits { File::open(SAVED_INSIDE).ok() } else { None }
+    /// The machine to go on from, if it fits the network that could be made, and the file that the VMM has to inherit.
+    fn saved(&self) -> Option<(Saved, Option<File>)> {
+        if !self.may_restore || !self.has_its_link() {
+            return None;
+        }
+        let memory = File::open(SAVED_INSIDE).ok()?;
+        Some(match self.plan.machine.driver {
+            Driver::Qemu => (Saved::Open(memory.as_raw_fd()), Some(memory)),
+            Driver::Firecracker => {
+                (Saved::Files { memory: SAVED_INSIDE.into(), state: STATE_INSIDE.into() }, None)
+            }
+        })
+    }
+
+    /// The guest has a network device when it is to have one.
+    fn has_its_link(&self) -> bool {
+        self.network.has_link() == self.plan.guest.network.is_some()
+    }
+
+    /// The VMM may write no others, and finds out what it may write when it starts.
+    fn make_saved_files(&self) -> anyhow::Result<()> {
+        if !self.has_its_link() {
+            bail!("its network device could not be made");
+        }
+        for name in [SAVED_FILE, STATE_FILE] {
+            File::create(Path::new(root::VM_DIR).join(name))?;
+        }
+        Ok(())
     }
 
     /// Saves the machine.
     async fn save(&self, monitor: &mut Monitor) -> anyhow::Result<VmEnd> {
-        let path = Path::new(root::VM_DIR).join(SAVED_FILE);
-        let file = File::create(path).context("make the file for the machine")?;
-        let saved = async {
-            monitor.save(&file).await.context("ask for the machine to be saved")?;
-            loop {
-                match monitor.next().await.context("the VMM ended while the machine was saved")? {
-                    Event::Saved => return Ok(()),
-                    Event::Refused(why) => bail!("save the machine: {}", why.escape_debug()),
-                    _ => {}
-                }
-            }
-        };
+        let dir = Path::new(root::VM_DIR);
+        let (memory, state) = (dir.join(SAVED_FILE), dir.join(STATE_FILE));
+        let saved = monitor.save(&memory, &state);
         tokio::time::timeout(SAVE_TIME, saved).await.context("the machine was not saved in time")??;
         Ok(VmEnd { reason: EndReason::Stopped, detail: "saved".to_owned() })
+    }
+
+    /// Tells what the machine has used, with what it has counted itself.
+    async fn tell_use(&mut self, counted: Counters, vmm: &Child) {
+        if self.asked_for_use.is_empty() {
+            return;
+        }
+        let (received, sent) = self.network.moved().await.unzip();
+        let memory = std::fs::read_to_string(format!("/proc/{}/status", vmm.pid())).ok();
+        let memory = memory.and_then(|status| {
+            let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
+            Some(line.trim().trim_end_matches(" kB").parse::<u64>().ok()? * 1024)
+        });
+        let used = VmUse { read: Some(counted.read), written: Some(counted.written), sent, received, memory };
+        for tell in self.asked_for_use.drain(..) {
+            let _ = tell.send(used);
+        }
     }
 
     fn is_ready(&self) -> bool {
@@ -399,6 +460,12 @@ impl Life<'_> {
                 self.stage(if self.restored { "restore to agent" } else { "boot to agent" });
                 let mut config = self.plan.guest.clone();
                 config.unix_ns = unix_ns();
+                if self.rebooted
+                    && let Ok(fresh) = crate::pull::entropy()
+                {
+                    // With the plan's it would draw the numbers of the boot before, where it goes on from the same machine.
+                    config.entropy = ByteString(fresh);
+                }
                 if !self.network.has_link() {
                     config.network = None;
                 }
@@ -458,6 +525,10 @@ impl Life<'_> {
                 self.shared.status.send_modify(|status| status.phase = Phase::Stopping);
                 link.control_later(&HostMessage::Shutdown { reboot: false });
                 Some(tokio::time::Instant::now() + Duration::from_millis(grace_ms))
+            }
+            Order::Use(tell) => {
+                self.asked_for_use.push(tell);
+                None
             }
             // Already on its way down: the first deadline holds.
             Order::Stop { .. } if self.stop_reason.is_some() => None,
@@ -520,6 +591,10 @@ impl Life<'_> {
         if self.restored && self.may_try_again() {
             return Outcome::Fruitless;
         }
+        if console.last_line_with(PANIC).is_some() {
+            // It was quicker than the connection to it.
+            return self.ended(console, true, None);
+        }
         let last = self.last_words(console).unwrap_or_else(|| "it printed nothing".to_owned());
         Outcome::End(VmEnd { reason: EndReason::Failed, detail: format!("the VMM ended at once: {last}") })
     }
@@ -568,6 +643,11 @@ impl Life<'_> {
             }
         }
     }
+}
+
+/// A line for the supervisor's log.
+fn log(error: &anyhow::Error) {
+    let _ = writeln!(std::io::stderr(), "{error:#}");
 }
 
 async fn sleep_until(at: Option<tokio::time::Instant>) {

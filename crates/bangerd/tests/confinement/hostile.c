@@ -157,6 +157,11 @@ static long do_attach(void)
 	return ptrace(PTRACE_SEIZE, atoi(word("pid")), 0, 0);
 }
 
+static long do_trace_me(void)
+{
+	return ptrace(PTRACE_TRACEME, 0, 0, 0);
+}
+
 static long do_attach_supervisor(void)
 {
 	return ptrace(PTRACE_SEIZE, 1, 0, 0);
@@ -170,6 +175,7 @@ static void processes(void)
 	tell_child("ptrace-host", do_attach);
 	tell("kill-supervisor", kill(1, 0));
 	tell_child("ptrace-supervisor", do_attach_supervisor);
+	tell_child("trace-me", do_trace_me);
 	tell("read-supervisor", process_vm_readv(1, &here, 1, &there, 1, 0));
 }
 
@@ -357,6 +363,8 @@ int main(int argc, char **argv)
 		if (!strcmp(argv[at], "--config-file"))
 			words = content(argv[at + 1]);
 	}
+	if (*word("leave"))
+		return 0;
 	if (*word("give-up"))
 		return panicking(argc, argv);
 	int inherited = 0;

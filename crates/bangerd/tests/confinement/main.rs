@@ -26,6 +26,11 @@ const VM_UID: u32 = 1_872_000_001;
 const MEMORY_MIB: u32 = 256;
 const LAYERS: [&str; 4] = ["capabilities", "landlock", "seccomp", "limits"];
 
+/// How often a start is timed with the layers, and without.
+const COST_PAIRS: usize = 25;
+/// What they may add to it, in milliseconds.
+const COST_MAX_MS: f64 = 20.0;
+
 /// A machine with things on it that no VMM should get at.
 struct Host {
     dir: tempfile::TempDir,
@@ -119,16 +124,14 @@ impl Host {
 
     /// Runs the program as the VMM of a vm, without some of the layers; returns what it found and how the vm ended.
     fn supervised(&self, without: &[&str], words: &[String]) -> Found {
-        let dir = self.make_vm(without, words, None);
-        self.supervise(&dir);
-        results(&fs::read_to_string(dir.join("console.log")).unwrap())
+        self.supervised_as("qemu", without, words)
     }
 
-    /// The same, with everything in force and the program in Firecracker's place.
-    fn supervised_as_firecracker(&self, words: &[String]) -> Found {
-        let dir = self.make_vm(&[], words, None);
+    /// The same, in the place of one of the VMMs.
+    fn supervised_as(&self, driver: &str, without: &[&str], words: &[String]) -> Found {
+        let dir = self.make_vm(without, words, None);
         let mut plan: Value = serde_json::from_slice(&fs::read(dir.join("plan.json")).unwrap()).unwrap();
-        plan["machine"]["driver"] = "firecracker".into();
+        plan["machine"]["driver"] = driver.into();
         fs::write(dir.join("plan.json"), plan.to_string()).unwrap();
         self.supervise(&dir);
         results(&fs::read_to_string(dir.join("console.log")).unwrap())
@@ -262,7 +265,7 @@ const OUTSIDE: [&str; 8] =
 const NOT_ITS_FILES: [&str; 7] =
     ["plan", "plan-write", "console", "new-file", "tun", "supervisor-memory", "processes"];
 /// Calls that fail for an ordinary process too, but differently.
-const REFUSED: [&str; 17] = [
+const REFUSED: [&str; 18] = [
     "mount",
     "unshare-user",
     "clone-user",
@@ -280,6 +283,7 @@ const REFUSED: [&str; 17] = [
     "shared-memory",
     "chmod",
     "read-supervisor",
+    "trace-me",
 ];
 
 #[test]
@@ -311,7 +315,7 @@ fn a_vmm_gets_to_what_is_its_own_and_nothing_else() {
 fn in_firecrackers_place_it_connects_and_nobody_listens() {
     let name = "in_firecrackers_place_it_connects_and_nobody_listens";
     let Some(host) = Host::prepare(name) else { return };
-    let found = host.supervised_as_firecracker(&host.words());
+    let found = host.supervised_as("firecracker", &[], &host.words());
     expect(&found, "ok", &["own-disk", "unix", "supervisor-socket", "memfd"]);
     expect(&found, "ECONNRESET", &["supervisor-listens"]);
     refuse(&found, &OUTSIDE);
@@ -319,7 +323,12 @@ fn in_firecrackers_place_it_connects_and_nobody_listens() {
     let refused: Vec<&str> = REFUSED.into_iter().filter(|what| *what != "memfd").collect();
     expect(&found, "EPERM", &refused);
     expect(&found, "EPERM", &["inet", "inet6", "netlink", "vsock"]);
-    expect(&found, "0", &["capabilities", "bounding", "forks"]);
+    expect(&found, "0", &["capabilities", "bounding", "forks", "core", "locked"]);
+    refuse(&found, &["root-write", "usr-write", "kill-supervisor", "ptrace-supervisor"]);
+    refuse(&found, &["mount-in-user-namespace"]);
+    expect(&found, "EFBIG", &["grow-disk"]);
+    expect(&found, "ENOMEM", &["memory"]);
+    assert!(number(&found, "threads") < 600 && number(&found, "descriptors") < 1024, "{found:?}");
 }
 
 #[test]
@@ -343,15 +352,22 @@ fn without_all_layers_namespaces_and_root_still_hold() {
 #[test]
 fn each_layer_prevents_something() {
     let Some(host) = Host::prepare("each_layer_prevents_something") else { return };
+    for driver in ["qemu", "firecracker"] {
+        each_layer_of_a_vmm_prevents_something(&host, driver);
+    }
+}
+
+fn each_layer_of_a_vmm_prevents_something(host: &Host, driver: &str) {
     let words = host.words();
-    let found = host.supervised(&["capabilities"], &words);
+    let supervised = |without: &[&str]| host.supervised_as(driver, without, &words);
+    let found = supervised(&["capabilities"]);
     expect(&found, "1", &["bounding"]);
 
-    let found = host.supervised(&["landlock"], &words);
+    let found = supervised(&["landlock"]);
     expect(&found, "ok", &["plan", "plan-write", "console", "new-file", "processes"]);
 
-    let found = host.supervised(&["seccomp"], &words);
-    expect(&found, "ok", &["clone3", "keyctl", "memfd", "shared-memory", "chmod"]);
+    let found = supervised(&["seccomp"]);
+    expect(&found, "ok", &["clone3", "keyctl", "memfd", "shared-memory", "chmod", "trace-me"]);
     expect(&found, "ok", &["supervisor-socket", "inet", "inet6", "netlink", "unshare-user", "clone-user"]);
     // The others of these a system may refuse an ordinary user by itself.
     for what in ["handles", "setns", "vsock"] {
@@ -362,10 +378,10 @@ fn each_layer_prevents_something() {
     // Processes are limited all the same.
     assert!((100..600).contains(&number(&found, "forks")), "{found:?}");
 
-    let found = host.supervised(&["seccomp", "landlock"], &words);
-    expect(&found, "ok", &["kill-supervisor"]);
+    let found = supervised(&["seccomp", "landlock"]);
+    expect(&found, "ok", &["kill-supervisor", "mount-in-user-namespace"]);
 
-    let found = host.supervised(&["limits"], &words);
+    let found = supervised(&["limits"]);
     expect(&found, "ok", &["grow-disk", "memory"]);
     assert!(number(&found, "threads") > 1000, "{found:?}");
 }
@@ -397,6 +413,27 @@ fn the_supervisor_has_given_up_its_rights() {
         assert!(threads(pid, "CapPrm").iter().all(|set| *set != none && *set != net));
         assert_eq!(threads(pid, "Seccomp:"), ["0", "0"]);
     });
+}
+
+/// What all of it adds to a vm's start: the same start with and without the layers, of a VMM that ends at once.
+#[test]
+fn the_layers_cost_a_start_little() {
+    let Some(host) = Host::prepare("the_layers_cost_a_start_little") else { return };
+    let took_ms = |without: &[&str]| {
+        let dir = host.make_vm(without, &["leave=1".to_owned()], None);
+        let begun = Instant::now();
+        host.supervise(&dir);
+        begun.elapsed().as_secs_f64() * 1000.0
+    };
+    let mut times: Vec<(f64, f64)> = (0..COST_PAIRS).map(|_| (took_ms(&[]), took_ms(&LAYERS))).collect();
+    let median = |mut values: Vec<f64>| {
+        values.sort_by(f64::total_cmp);
+        values[values.len() / 2]
+    };
+    let added = median(times.iter().map(|(with, without)| with - without).collect());
+    let with = median(times.drain(..).map(|(with, _)| with).collect());
+    println!("the layers add {added:.1} ms; a vm without a VMM takes {with:.1} ms from its start to its end");
+    assert!(added <= COST_MAX_MS, "{added} ms");
 }
 
 /// Not about confinement, but the program can be this VMM as well.

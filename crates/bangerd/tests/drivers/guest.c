@@ -183,7 +183,9 @@ enum {
 	MAGIC = 0x00, ID = 0x08, FEATURES = 0x20, FEATURES_PAGE = 0x24, QUEUE = 0x30, QUEUE_LEN = 0x38, QUEUE_READY = 0x44,
 	NOTIFY = 0x50, STATUS = 0x70, DESCRIPTORS = 0x80, AVAILABLE = 0x90, USED = 0xa0, CONFIG = 0x100,
 };
-enum { BLOCK = 2, VSOCK = 19, DEVICES_AT = 0xc0001000, DEVICE_PAGES = 64, SLOTS = 8 };
+enum { BLOCK = 2, VSOCK = 19, DEVICE_PAGES = 64, SLOTS = 8 };
+/* Firecracker's from 1.13 on, and those of before. */
+static const uint32_t devices_at[] = { 0xc0001000, 0xd0000000 };
 
 static uint32_t get(uint32_t device, uint32_t offset)
 {
@@ -198,8 +200,8 @@ static void set(uint32_t device, uint32_t offset, uint32_t value)
 /* The device of this kind after `skip` others. */
 static uint32_t find(uint32_t kind, uint32_t skip)
 {
-	for (uint32_t page = 0; page < DEVICE_PAGES; page++) {
-		uint32_t device = DEVICES_AT + page * 0x1000;
+	for (uint32_t page = 0; page < 2 * DEVICE_PAGES; page++) {
+		uint32_t device = devices_at[page / DEVICE_PAGES] + page % DEVICE_PAGES * 0x1000;
 		if (get(device, MAGIC) == 0x74726976 && get(device, ID) == kind && !skip--)
 			return device;
 	}
@@ -245,16 +247,17 @@ struct packet {
 	uint32_t flags, room, forwarded;
 } __attribute__((packed));
 enum { REQUEST = 1, RESPONSE = 2, RESET = 3, CLOSE = 4, DATA = 5, CREDIT = 6, CREDIT_REQUEST = 7 };
-enum { HOST = 2, OWN_PORT = 1025, HEADER = 44 };
+enum { HOST = 2, HEADER = 44 };
 
 static struct queue rx, tx, events;
-static uint32_t vsock, port, forwarded;
+/* A connection has a port of its own here, so that what is left of an earlier one is not taken for its own. */
+static uint32_t vsock, port, own_port = 1024, forwarded;
 
 static void send_packet(uint16_t op, const void *bytes, uint32_t len)
 {
 	static struct packet packet;
 	packet = (struct packet){
-		.from = get(vsock, CONFIG), .to = HOST, .from_port = OWN_PORT, .to_port = port, .len = len, .type = 1,
+		.from = get(vsock, CONFIG), .to = HOST, .from_port = own_port, .to_port = port, .len = len, .type = 1,
 		.op = op, .room = BUFFERS * BUFFER, .forwarded = forwarded,
 	};
 	describe(&tx, 0, &packet, HEADER, len ? NEXT : 0);
@@ -272,19 +275,38 @@ static struct packet *receive(uint16_t *slot)
 
 static void dial(uint32_t to_port)
 {
-	uint16_t slot;
+	static uint32_t event[2];
+	uint16_t slot, op;
 	port = to_port;
-	vsock = find(VSOCK, 0);
-	negotiate(vsock);
-	enable(vsock, 0, &rx);
-	enable(vsock, 1, &tx);
-	enable(vsock, 2, &events);
-	set(vsock, STATUS, 15);
-	offer_buffers(&rx, buffers);
+	own_port++;
+	forwarded = 0;
+	if (!vsock) {
+		vsock = find(VSOCK, 0);
+		negotiate(vsock);
+		enable(vsock, 0, &rx);
+		enable(vsock, 1, &tx);
+		enable(vsock, 2, &events);
+		set(vsock, STATUS, 15);
+		offer_buffers(&rx, buffers);
+		describe(&events, 0, event, sizeof event, WRITABLE);
+		offer(&events, 0);
+	}
 	send_packet(REQUEST, 0, 0);
-	if (receive(&slot)->op != RESPONSE)
+	do {
+		struct packet *packet = receive(&slot);
+		op = packet->to_port == own_port ? packet->op : 0;
+		offer(&rx, slot);
+	} while (!op);
+	if (op != RESPONSE)
 		fail("nobody listens");
-	offer(&rx, slot);
+}
+
+/* Waits until the device has lost its connections, which happens when the machine is saved, and connects again. */
+static void dial_again(uint32_t to_port)
+{
+	take(&events);
+	offer(&events, 0);
+	dial(to_port);
 }
 
 /* The second port of a virtio-serial device, as QEMU has it on a PCI bus for drivers of before version 1. */
@@ -380,6 +402,9 @@ static const uint8_t *data_of(uint16_t slot, uint32_t *len)
 	*len = rx.len;
 	if (!vsock)
 		return buffers[slot];
+	*len = 0;
+	if (packet->to_port != own_port)
+		return 0;
 	*len = packet->op == DATA ? packet->len : 0;
 	if (packet->op == RESET || packet->op == CLOSE)
 		fail("the connection ended");
@@ -404,6 +429,7 @@ static void await(const uint8_t *bytes, uint32_t wanted)
 }
 
 /* Reads or writes the first sector of the drive with this number; the first byte of `sector` is all that matters. */
+enum { DRIVES_MAX = 2 };
 static uint8_t sector[512];
 
 static uint8_t transfer(uint32_t number, uint32_t kind)
@@ -413,18 +439,22 @@ static uint8_t transfer(uint32_t number, uint32_t kind)
 		uint64_t sector;
 	} request;
 	static volatile uint8_t status;
-	static struct queue queue;
-	uint32_t device = find(BLOCK, number);
-	negotiate(device);
-	enable(device, 0, &queue);
-	set(device, STATUS, 15);
+	static struct queue queues[DRIVES_MAX];
+	struct queue *queue = &queues[number];
+	/* Once: not every version of a device can be reset. */
+	if (!queue->slots) {
+		uint32_t device = find(BLOCK, number);
+		negotiate(device);
+		enable(device, 0, queue);
+		set(device, STATUS, 15);
+	}
 	request.kind = kind;
 	status = 255;
-	describe(&queue, 0, &request, sizeof request, NEXT);
-	describe(&queue, 1, sector, sizeof sector, NEXT | (kind ? 0 : WRITABLE));
-	describe(&queue, 2, (const void *)&status, 1, WRITABLE);
-	offer(&queue, 0);
-	take(&queue);
+	describe(queue, 0, &request, sizeof request, NEXT);
+	describe(queue, 1, sector, sizeof sector, NEXT | (kind ? 0 : WRITABLE));
+	describe(queue, 2, (const void *)&status, 1, WRITABLE);
+	offer(queue, 0);
+	take(queue);
 	return status;
 }
 
@@ -456,6 +486,9 @@ static void perform(const uint8_t *at, const uint8_t *end, const char *cmdline)
 		case 'd':
 			dial(value);
 			break;
+		case 'n':
+			dial_again(value);
+			break;
 		case 'e':
 			open_port();
 			break;
@@ -471,6 +504,11 @@ static void perform(const uint8_t *at, const uint8_t *end, const char *cmdline)
 			if (transfer(value, 0))
 				fail("can't read");
 			put(sector, 1);
+			break;
+		case 'm':
+			while (value--)
+				if (transfer(0, 0))
+					fail("can't read");
 			break;
 		case 'o':
 			sector[0] = 'x';

@@ -76,6 +76,11 @@ impl Script {
         self.with(b'd', port)
     }
 
+    /// Waits for the loss of the connections on its vsock, and connects again.
+    pub(crate) fn dial_again(self, port: u32) -> Self {
+        self.with(b'n', port)
+    }
+
     /// Opens the port of a virtio-serial device that an agent uses.
     pub(crate) fn open_port(self) -> Self {
         self.with(b'e', 0)
@@ -96,6 +101,11 @@ impl Script {
     /// Prints the first byte of a drive.
     pub(crate) fn read_drive(self, number: u32) -> Self {
         self.with(b'r', number)
+    }
+
+    /// Reads a sector of the first drive this many times.
+    pub(crate) fn read_much(self, times: u32) -> Self {
+        self.with(b'm', times)
     }
 
     /// Writes `x` to the beginning of a drive and prints `written` or `refused`.

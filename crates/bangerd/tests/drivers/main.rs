@@ -18,8 +18,10 @@ mod vm;
 use banger_wire::guest::{GENERATION, GuestMessage, Hello, VSOCK_PORT};
 use banger_wire::vm::{EndReason, Phase, VmEvent, VmRequest};
 use guest::Script;
+use serde_json::json;
 use std::fs;
 use std::io::Write as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::PathBuf;
 use vm::{Vm, Vmm};
 
@@ -50,6 +52,9 @@ impl Bench {
             kvm.map_err(|_| "`/dev/kvm` can't be opened")?;
         }
         let bench = Self { vmm: Vmm { driver, program, pci }, dir: tempfile::tempdir().unwrap() };
+        if driver == "firecracker" && pci && bench.is_version(&["v1.12."]) {
+            return Err("this Firecracker has no PCI bus");
+        }
         guest::build(&bench.kernel()).then_some(bench).ok_or("no C compiler for 32-bit x86")
     }
 
@@ -76,22 +81,74 @@ impl Bench {
 
     /// A guest up to where its agent is configured.
     fn ready(&self, script: Script) -> Script {
-        let hello = GuestMessage::Hello(Hello {
-            generation: GENERATION,
-            kernel: "6.12".to_owned(),
-            uptime_ms: 1,
-            timings: Vec::new(),
-        });
-        let script = if self.is_qemu() { script.open_port() } else { script.dial(VSOCK_PORT) };
-        let script = script.send(&hello).wait_for("configure");
+        Self::configured(self.connected(script))
+    }
+
+    /// A guest whose agent speaks, and goes on from there when that is asked of a machine that was saved then.
+    fn goes_on(&self) -> Script {
+        let script = self.connected(Script::default()).send(&hello());
+        Self::configured(if self.is_qemu() { script.wait_for("ping") } else { script.dial_again(VSOCK_PORT) })
+    }
+
+    fn connected(&self, script: Script) -> Script {
+        if self.is_qemu() { script.open_port() } else { script.dial(VSOCK_PORT) }
+    }
+
+    fn configured(script: Script) -> Script {
         script
+            .send(&hello())
+            .wait_for("configure")
             .send(&GuestMessage::Configured { boot_id: "a boot".to_owned(), timings: Vec::new() })
             .send(&GuestMessage::InitReady)
+    }
+
+    /// This version takes reports of free pages.
+    fn reports(&self) -> bool {
+        !self.is_version(&["v1.12.", "v1.13."])
+    }
+
+    fn is_version(&self, beginnings: &[&str]) -> bool {
+        let output = std::process::Command::new(&self.vmm.program).arg("--version").output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        beginnings.iter().any(|version| said.contains(version))
     }
 
     fn is_qemu(&self) -> bool {
         self.vmm.driver == "qemu"
     }
+
+    /// A vm whose machine is saved when its agent speaks, once that is done.
+    fn save(&self, script: &Script) -> Vm {
+        let vm = Vm::start(&self.vmm, &self.kernel(), script, |plan| {
+            plan["start"] = "save".into();
+            plan["machine"]["to_be_saved"] = true.into();
+        });
+        let end = vm.end();
+        assert_eq!((end.reason, end.detail.as_str()), (EndReason::Stopped, "saved"), "{}", vm.console());
+        // Whoever goes on from it may be another user, as may be whoever publishes it.
+        for name in ["memory", "state"] {
+            fs::set_permissions(vm.path(name), fs::Permissions::from_mode(0o444)).unwrap();
+        }
+        vm
+    }
+
+    /// A vm that goes on from what another left, with the initramfs that boots it if it does not.
+    fn restore(&self, from: &Vm, script: &Script) -> Vm {
+        Vm::start(&self.vmm, &self.kernel(), script, |plan| {
+            plan["start"] = "restore".into();
+            let bind = |name: &str| json!({ "host": from.path(name), "inside": format!("/boot/{name}") });
+            plan["binds"].as_array_mut().unwrap().extend([bind("memory"), bind("state")]);
+        })
+    }
+}
+
+fn hello() -> GuestMessage {
+    GuestMessage::Hello(Hello {
+        generation: GENERATION,
+        kernel: "6.12".to_owned(),
+        uptime_ms: 1,
+        timings: Vec::new(),
+    })
 }
 
 fn run(test: &str, driver: &'static str, pci: bool, expectation: fn(&Bench)) {
@@ -142,12 +199,17 @@ with_each_driver! {
         a_power_off_from_inside_is_told_from_a_crash
         a_guest_that_resets_boots_again
         a_stop_that_nobody_follows_is_forced
+        a_machine_is_saved_and_goes_on_in_other_vms
+        what_can_not_be_gone_on_from_is_booted
+        what_a_machine_has_used_is_told
     }
     {
         drives_are_in_their_order_and_read_only_where_they_shall_be
         a_guest_reaches_no_other_port_of_the_host
         the_agents_place_is_taken_once
         a_fault_of_the_machine_is_an_error
+        a_drive_is_as_fast_as_it_may_be
+        there_is_a_balloon
     }
 }
 
@@ -313,4 +375,93 @@ fn a_fault_of_the_machine_is_an_error(bench: &Bench) {
     assert_eq!(end.reason, EndReason::Failed);
     // It may end with success as well, since its threads tell each other of the end before they tell the status.
     assert!(end.detail.contains("GenericError") || end.detail.contains("KVM"), "{}", end.detail);
+}
+
+/// Each starts where the agent has spoken, with drives of its own, and is told so.
+fn a_machine_is_saved_and_goes_on_in_other_vms(bench: &Bench) {
+    let script = bench.goes_on().print("went on\n");
+    let script = if bench.is_qemu() { script } else { script.read_drive(0).read_drive(1).write_drive(1) };
+    let saved = bench.save(&script.print("done\n"));
+    assert!(!saved.console().contains("went on"));
+    // A file has no more than the memory that was written, which the guest's is little of.
+    let memory = fs::metadata(saved.path("memory")).unwrap();
+    assert!(memory.blocks() * 512 < 32 << 20, "{} KiB", memory.blocks() / 2);
+    for _ in 0..2 {
+        // It would boot into this.
+        let vm = bench.restore(&saved, &Script::default().print("booted\n"));
+        vm.wait_for_console("done\n");
+        wait_ready(&vm);
+        let mut answers = vm.request(VmRequest::Kill);
+        let Some(VmEvent::State(status)) = answers.next() else { panic!("no status") };
+        assert_eq!(status.watchdog_restarts, 0);
+        assert!(status.timings.iter().any(|timing| timing.stage == "restore to agent"), "{status:?}");
+        vm.end();
+        let console = vm.console();
+        assert!(console.starts_with("went on\n") && !console.contains("booted"), "{console}");
+        if !bench.is_qemu() {
+            assert!(console.contains("IDwritten"), "{console}");
+            assert_eq!(fs::read(vm.path("disk.raw")).unwrap()[..1], *b"x");
+        }
+    }
+    assert_eq!(fs::read(saved.path("disk.raw")).unwrap()[..1], *b"D");
+}
+
+fn what_can_not_be_gone_on_from_is_booted(bench: &Bench) {
+    let saved = bench.save(&bench.goes_on());
+    let half = if bench.is_qemu() { "memory" } else { "state" };
+    let bytes = fs::read(saved.path(half)).unwrap();
+    fs::remove_file(saved.path(half)).unwrap();
+    fs::write(saved.path(half), &bytes[..bytes.len() / 2]).unwrap();
+    let vm = bench.restore(&saved, &bench.ready(Script::default()).print("booted\n"));
+    vm.wait_for_console("booted\n");
+    wait_ready(&vm);
+    vm.request(VmRequest::Kill);
+    vm.end();
+}
+
+fn a_drive_is_as_fast_as_it_may_be(bench: &Bench) {
+    let script = Script::default().print("begin\n").read_much(2000).print("done\n");
+    let took = |rate: Option<u64>| {
+        let vm = Vm::start(&bench.vmm, &bench.kernel(), &script, |plan| {
+            plan["machine"]["drives"][0]["rate"] = json!(rate);
+        });
+        vm.wait_for_console("begin\n");
+        let begun = std::time::Instant::now();
+        vm.wait_for_console("done\n");
+        vm.request(VmRequest::Kill);
+        vm.end();
+        begun.elapsed().as_secs_f64()
+    };
+    // A million bytes, of which a tenth of a second's worth goes at once.
+    let (slow, fast) = (took(Some(200_000)), took(None));
+    assert!((4.5..8.0).contains(&slow) && fast < 3.0, "{slow} s, {fast} s without a limit");
+}
+
+fn there_is_a_balloon(bench: &Bench) {
+    for gives_memory_back in [false, true].into_iter().filter(|reports| !reports || bench.reports()) {
+        let vm = Vm::start(&bench.vmm, &bench.kernel(), &Script::default().find_device(5), |plan| {
+            plan["machine"]["gives_memory_back"] = gives_memory_back.into();
+        });
+        vm.wait_for_console("there");
+        vm.request(VmRequest::Kill);
+        vm.end();
+    }
+}
+
+/// Also by one that goes on from another's memory, which it has not read or written itself.
+fn what_a_machine_has_used_is_told(bench: &Bench) {
+    let begun = bench.goes_on();
+    let script = if bench.is_qemu() { begun } else { begun.read_much(100).write_drive(1) };
+    let saved = bench.save(&script.print("done\n"));
+    let vm = bench.restore(&saved, &Script::default());
+    vm.wait_for_console("done\n");
+    for _ in 0..2 {
+        let Some(VmEvent::Used(used)) = vm.request(VmRequest::Use).next() else { panic!("no answer") };
+        assert_eq!((used.sent, used.received), (None, None), "there is no network: {used:?}");
+        assert!(used.memory.is_some_and(|bytes| (1 << 20..1 << 30).contains(&bytes)), "{used:?}");
+        let expected = if bench.is_qemu() { (Some(0), Some(0)) } else { (Some(51_200), Some(512)) };
+        assert_eq!((used.read, used.written), expected);
+    }
+    vm.request(VmRequest::Kill);
+    vm.end();
 }

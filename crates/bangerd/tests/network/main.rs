@@ -140,6 +140,30 @@ fn full_reaches_what_the_host_reaches() {
 }
 
 #[test]
+fn a_vm_sends_no_faster_than_it_may() {
+    let Some((world, store)) = prepare("a_vm_sends_no_faster_than_it_may", ORDINARY_UID) else { return };
+    // Datagrams, of which nothing but a limit holds any back.
+    let script = format!(
+        "begun=$EPOCHREALTIME; dd if=/dev/zero bs=1000 count=8000 status=none >/dev/udp/{PUBLIC}/80
+        awk \"BEGIN {{ print $EPOCHREALTIME - $begun }}\"; sleep 1"
+    );
+    let sent = || {
+        let (output, errors) = store.run(&world, &[], &script);
+        let seconds: f64 = output.trim().parse().unwrap_or_else(|_| panic!("{output}{errors}"));
+        let heard = world.heard().iter().filter(|line| *line == "public udp").count();
+        (heard, seconds)
+    };
+    let (all, seconds) = sent();
+    store.configure("net_rate = '1M'\n");
+    let (both, limited_seconds) = sent();
+    // With 28 bytes of headers; a quarter of a mebibyte may go at once.
+    let most = (limited_seconds + 0.25) * f64::from(1 << 20) / 1028.0 + 20.0;
+    let limited = both - all;
+    let told = format!("{all} in {seconds} s; {limited} in {limited_seconds} s");
+    assert!((limited as f64) < most && limited * 2 < all, "{told}");
+}
+
+#[test]
 fn forged_packets_do_not_leave() {
     let Some((world, store)) = prepare("forged_packets_do_not_leave", ORDINARY_UID) else { return };
     // Also in full: what a guest may say its address is does not depend on what it may reach.

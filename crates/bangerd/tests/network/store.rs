@@ -55,6 +55,16 @@ impl Store {
         Ok(Self { home, banger, image, uid })
     }
 
+    /// Writes the owner's config.
+    pub(crate) fn configure(&self, text: &str) {
+        let dir = self.home.path().join(".config/banger");
+        std::fs::create_dir_all(&dir).unwrap();
+        std::fs::write(dir.join("config.toml"), text).unwrap();
+        for path in [&self.home.path().join(".config"), &dir, &dir.join("config.toml")] {
+            chown(path, Some(self.uid), Some(self.uid)).unwrap();
+        }
+    }
+
     fn command(&self) -> Command {
         let mut command = Command::new(&self.banger);
         command.env_clear().env("PATH", "/usr/bin:/bin").env("HOME", self.home.path());

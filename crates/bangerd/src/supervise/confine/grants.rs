@@ -3,7 +3,7 @@
 //! The private root is common to all of a vm's processes and has what any of them needs. The VMM gets the files of its
 //! machine: of the vm's directory that is the disk, and neither plan, socket, console nor end.
 
-use crate::plan::VmPlan;
+use crate::plan::{SAVED_FILE, STATE_FILE, Start, VmPlan};
 use crate::supervise::root::{SYSTEM, SYSTEM_FILES, VM_DIR};
 use banger_vmm::{Driver, firecracker};
 use banger_wire::daemon::NetMode;
@@ -21,7 +21,7 @@ pub(crate) enum Access {
     Write,
     /// Making and removing sockets.
     Sockets,
-    /// Reading, writing, making and removing files and sockets, and replacing them.
+    /// Reading, writing, making and removing files, pipes and sockets, and replacing them.
     Own,
 }
 
@@ -41,7 +41,8 @@ impl Access {
             Self::Write => read | AccessFs::WriteFile | AccessFs::Truncate | AccessFs::IoctlDev,
             Self::Sockets => AccessFs::MakeSock | AccessFs::RemoveFile,
             Self::Own => {
-                Self::Write.rights() | Self::Sockets.rights() | AccessFs::MakeReg | AccessFs::MakeDir
+                let make = AccessFs::MakeReg | AccessFs::MakeDir | AccessFs::MakeFifo;
+                Self::Write.rights() | Self::Sockets.rights() | make
             }
         }
     }
@@ -76,9 +77,15 @@ pub(crate) fn vmm(plan: &VmPlan) -> Vec<Grant> {
     grants.push(grant(&machine.run_dir, Access::Sockets));
     if machine.driver == Driver::Firecracker {
         grants.push(grant(firecracker::config_path(machine), Access::Read));
+        grants.push(grant(firecracker::counters_path(machine), Access::Write));
         if plan.net.mode != NetMode::None {
             // It opens the tap of its network namespace, where it may make no other.
             grants.push(grant("/dev/net/tun", Access::Write));
+        }
+        if plan.start == Start::Save {
+            // It opens these itself; QEMU is given a descriptor.
+            let files = [SAVED_FILE, STATE_FILE].map(|name| Path::new(VM_DIR).join(name));
+            grants.extend(files.map(|file| grant(file, Access::Write)));
         }
     }
     grants

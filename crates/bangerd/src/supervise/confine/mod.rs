@@ -146,7 +146,9 @@ pub(crate) fn summary() -> (bool, String) {
 #[cfg(test)]
 mod tests {
     use super::grants::{Access, Grant};
-    use super::{Confinement, Ruleset, per_namespace, rules};
+    use super::{Confinement, Ruleset, per_namespace, rules, syscalls};
+    use banger_vmm::Driver;
+    use rustix::io::Errno;
     use std::io::ErrorKind;
 
     #[test]
@@ -165,6 +167,27 @@ mod tests {
         // Only that thread is confined.
         assert_eq!(tried.join().unwrap(), (true, ErrorKind::PermissionDenied, true));
         assert!(std::fs::read_dir("/etc").is_ok());
+    }
+
+    /// An ordinary user's vm can't load any in the first place, so this is tried with root's rights.
+    #[test]
+    fn not_even_root_could_load_a_module() {
+        // No module: the kernel gets to its contents only when it would have loaded one.
+        let load = || rustix::system::init_module(&[0; 64], c"").unwrap_err();
+        let allowed = load();
+        if allowed != Errno::NOEXEC {
+            println!("skipped: not_even_root_could_load_a_module: this process may load none ({allowed})");
+            return;
+        }
+        for driver in [Driver::Qemu, Driver::Firecracker] {
+            let filters = syscalls::vmm(driver).unwrap();
+            let tried = std::thread::spawn(move || {
+                Confinement { filters, ..Confinement::default() }.enter().unwrap();
+                load()
+            });
+            assert_eq!(tried.join().unwrap(), Errno::PERM, "{driver:?}");
+        }
+        assert_eq!(load(), Errno::NOEXEC);
     }
 
     #[test]

@@ -127,6 +127,19 @@ impl Network {
         MachinePlan { net: link.map(device).or_else(|| plan.net.clone()), ..plan.clone() }
     }
 
+    /// Bytes that went to the guest, and that came from it.
+    pub(crate) async fn moved(&self) -> Option<(u64, u64)> {
+        self.link.as_ref()?;
+        // Of the namespace of the thread that reads it.
+        let read = || std::fs::read_to_string("/proc/thread-self/net/dev").ok();
+        let text = self.thread.run(read).await.ok()??;
+        let line = text.lines().find_map(|line| line.trim().strip_prefix(TAP)?.strip_prefix(':'))?;
+        let mut numbers = line.split_whitespace().map(|number| number.parse::<u64>().ok());
+        // What the interface has received came from the guest; of each way there are eight numbers.
+        let from = numbers.next()??;
+        Some((numbers.nth(7)??, from))
+    }
+
     /// Puts the policy in force and then opens the way out, beside whatever else happens. A second call changes nothing.
     pub(crate) fn raise(&mut self) {
         if self.link.is_none() || std::mem::replace(&mut self.raising, true) {
@@ -221,7 +234,7 @@ impl Raised {
         // Listening begins before the first look, so that no change falls between the two.
         let changes = netlink::Changes::open().context("listen to changes of the host's network")?;
         let changes = readable(changes)?;
-        let policy = Policy::new(plan.mode, host::read()?.nets);
+        let policy = Policy::new(plan.mode, host::read()?.nets).limited(plan.rate);
         let (program, text) = (nft.clone(), policy.render());
         let (udp, tcp) = thread
             .run(move || {
@@ -293,7 +306,7 @@ impl Raised {
                 continue;
             }
             let host = host::read()?;
-            let policy = Policy::new(self.plan.mode, host.nets);
+            let policy = Policy::new(self.plan.mode, host.nets).limited(self.plan.rate);
             if policy != *self.policy.borrow() {
                 let (program, text) = (self.nft.clone(), policy.render_host());
                 self.thread.run(move || nft::apply(&program, &text)).await??;

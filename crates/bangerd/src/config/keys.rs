@@ -80,6 +80,8 @@ pub(crate) const CONFIG: &[Key] = &[
     unset("firecracker_bin", Kind::Path),
     unset("qemu_bin", Kind::Path),
     key("restore", Kind::Flag, || json!(true)),
+    unset("disk_rate", Kind::Size),
+    unset("net_rate", Kind::Size),
     key("auto_stop_after", Kind::Time, || json!("never")),
     Key { variable: Some("BANGER_DEBIAN_MIRROR"), ..unset("debian_mirror", Kind::Text("an address")) },
     key("pass_proxy", Kind::Flag, || json!(false)),

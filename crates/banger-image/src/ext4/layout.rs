@@ -148,8 +148,9 @@ impl Layout {
             free_inodes,
             journal: None,
             journal_size: 0,
+            grows: false,
         };
-        file.write_all_at(&superblock.encode(), 1024)?;
+        file.write_all_at(&superblock.encode(0), 1024)?;
         file.sync_all()?;
         Ok(self.blocks * BLOCK)
     }

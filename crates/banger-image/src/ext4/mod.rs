@@ -19,5 +19,5 @@ mod format;
 mod layout;
 mod writer;
 
-pub use empty::format_empty;
+pub use empty::{disk_len, format_empty};
 pub use writer::{Extent, Ino, Meta, Node, Slot, Writer, WriterError, check_xattrs};

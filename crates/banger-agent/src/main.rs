@@ -11,7 +11,9 @@
 mod agent;
 mod changes;
 mod command;
+mod console;
 mod devices;
+mod disk;
 mod guest;
 mod handover;
 mod init;
@@ -20,6 +22,7 @@ mod port;
 mod readiness;
 mod session;
 mod shutdown;
+mod stats;
 mod tar;
 mod users;
 mod workspace;

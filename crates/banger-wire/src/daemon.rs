@@ -8,6 +8,7 @@ use crate::error::WireError;
 use crate::guest::Timing;
 use crate::names::{ImageName, KernelName, VmId, VmName};
 use crate::size::Mebibytes;
+use crate::stats::VmStats;
 use serde::{Deserialize, Serialize};
 
 /// Greeting and request in one.
@@ -48,6 +49,18 @@ pub enum Request {
         /// Name, id or unique id prefix.
         vm: String,
     },
+    /// Sends a signal to a running vm; see [`HostMessage::Signal`](crate::guest::HostMessage::Signal).
+    VmSignal {
+        /// Name, id or unique id prefix.
+        vm: String,
+        /// Its number.
+        signal: i32,
+    },
+    /// Reads what a vm uses; ends with `Outcome::Stats`.
+    VmStats {
+        /// Name, id or unique id prefix.
+        vm: String,
+    },
     /// Deletes a vm and its disk; a running one is ended first when `force`.
     VmDelete {
         /// Name, id or unique id prefix.
@@ -63,6 +76,10 @@ pub enum Request {
         vcpu: Option<u32>,
         /// Memory.
         memory: Option<Mebibytes>,
+        /// Size of its own disk, which only grows.
+        disk_size: Option<Mebibytes>,
+        /// Outbound network.
+        net: Option<NetMode>,
     },
     /// Lists all vms; ends with `Outcome::Vms`.
     VmList,
@@ -360,6 +377,8 @@ pub enum Outcome {
     Vm(VmView),
     /// All vms.
     Vms(Vec<VmView>),
+    /// What a vm uses.
+    Stats(Box<VmStats>),
     /// What was, or would be, pruned.
     Pruned(Pruned),
     /// One image.
@@ -467,6 +486,15 @@ pub struct VmView {
     /// The host's files that were placed in it.
     #[serde(default)]
     pub workspace: Option<Workspace>,
+    /// Why the network is none although another was asked for.
+    #[serde(default)]
+    pub network_warning: Option<String>,
+    /// The file that is its own disk.
+    #[serde(default)]
+    pub disk: Option<String>,
+    /// The file with the last of its serial console.
+    #[serde(default)]
+    pub console: Option<String>,
 }
 
 /// What was placed in a vm, and where it came from. The client that places it writes this down; see [`Workspace::FILE`].

@@ -6,6 +6,7 @@
 
 mod args;
 mod client;
+mod console;
 mod context;
 mod daemon;
 mod doctor;
@@ -15,12 +16,15 @@ mod image;
 mod kernel;
 mod launch;
 mod logs;
+mod many;
 mod paths;
 mod progress;
 mod run;
 mod session;
 mod setup;
+mod signal_name;
 mod signals;
+mod stats;
 mod stop;
 mod streams;
 mod table;

@@ -13,7 +13,7 @@ use crate::kvm;
 use crate::lifecycle::lost;
 use crate::load::SPOOL_PREFIX;
 use crate::paths::Paths;
-use crate::plan::{DISK_FILE, SOCKET_FILE};
+use crate::plan::{CONSOLE_FILE, DISK_FILE, SOCKET_FILE};
 use crate::programs::{self, Vmm};
 use crate::pull::{IMAGE_FILE, entropy, kernel_row};
 use crate::store::{ImageRow, KernelRow, Store, VmRow};
@@ -92,6 +92,14 @@ pub(crate) fn check_size(vcpu: u32, memory: Mebibytes) -> anyhow::Result<()> {
         return Err(invalid(format!(
             "{memory} of memory: there can be {MEMORY_MIN} to {ram} on this machine"
         )));
+    }
+    Ok(())
+}
+
+/// Refuses disks that no vm can have.
+pub(crate) fn check_disk(size: Mebibytes) -> anyhow::Result<()> {
+    if !(DISK_MIN..=DISK_MAX).contains(&size) {
+        return Err(invalid(format!("a disk of {size}: there can be {DISK_MIN} to {DISK_MAX}")));
     }
     Ok(())
 }
@@ -207,9 +215,7 @@ impl Daemon {
         let memory = spec.memory.unwrap_or_else(|| default_memory(ram()));
         check_size(vcpu, memory)?;
         let disk_size = spec.disk_size.unwrap_or(DEFAULT_DISK);
-        if !(DISK_MIN..=DISK_MAX).contains(&disk_size) {
-            return Err(invalid(format!("a disk of {disk_size}: there can be {DISK_MIN} to {DISK_MAX}")));
-        }
+        check_disk(disk_size)?;
         let vms = self.store.vms()?;
         let name = match &spec.name {
             Some(name) if vms.iter().any(|row| row.name == *name) => {
@@ -389,6 +395,9 @@ impl Daemon {
             socket: dir.join(SOCKET_FILE).display().to_string(),
             dir: dir.display().to_string(),
             cmdline: None,
+            network_warning: status.as_ref().and_then(|status| status.network_warning.clone()),
+            disk: Some(dir.join(DISK_FILE).display().to_string()),
+            console: Some(dir.join(CONSOLE_FILE).display().to_string()),
             watchdog_restarts: status.map_or(0, |status| status.watchdog_restarts),
             workspace: Workspace::load(&self.paths.workspace(row.id.as_str())),
         }

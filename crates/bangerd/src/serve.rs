@@ -6,6 +6,7 @@ use crate::load::{Load, Upload};
 use crate::paths::Paths;
 use crate::plan::CONSOLE_FILE;
 use crate::pull::Wanted;
+use crate::set::Change;
 use crate::store::VmRow;
 use crate::{doctor, setup, vmsock};
 use anyhow::Context as _;
@@ -340,7 +341,11 @@ async fn perform(
         Request::VmStop { vm, grace_ms } => daemon.stop(&vm, VmRequest::Stop { grace_ms }).await,
         Request::VmKill { vm } => daemon.stop(&vm, VmRequest::Kill).await,
         Request::VmDelete { vm, force } => daemon.delete(&vm, force).await,
-        Request::VmSet { vm, vcpu, memory } => daemon.set(&vm, vcpu, memory).await,
+        Request::VmSignal { vm, signal } => daemon.signal(&vm, signal).await,
+        Request::VmStats { vm } => daemon.stats(&vm).await,
+        Request::VmSet { vm, vcpu, memory, disk_size, net } => {
+            daemon.set(&vm, Change { vcpu, memory, disk_size, net }).await
+        }
         Request::VmList => Ok(Outcome::Vms(daemon.store.vms()?.iter().map(|row| daemon.view(row)).collect())),
         Request::VmShow { vm } => {
             let row = daemon.row(&vm)?;

@@ -137,7 +137,6 @@ pub(crate) enum VmCommand {
     /// Attach to a vm's serial console.
     Console(ConsoleArgs),
     /// Show what vms use: processors, memory, disk, network.
-    #[command(alias = "top")]
     Stats(StatsArgs),
     /// Run a command or a shell in a running vm.
     #[command(before_help = EXEC_EXAMPLES)]

@@ -13,6 +13,7 @@ use crate::streams::{self, Outputs, Written};
 use crate::terminal::{self, RawMode};
 use crate::text::ConsoleText;
 use banger_wire::daemon::{Request, VmState, VmView};
+use banger_wire::error::{ErrorCode, WireError};
 use banger_wire::exec::{STDIN, STDOUT, SessionControl, SessionEvent, WINDOW};
 use banger_wire::frame::{DATA_LEN_MAX, Frame, Kind};
 use banger_wire::vm::{VmEvent, VmRequest};
@@ -71,6 +72,7 @@ async fn stay(vm: &VmView, keys: bool, signals: &mut Signals) -> Result<Left, St
         stdin_open: true,
         keys,
         announced: false,
+        accepted: false,
     };
     if keys {
         attached.announce();
@@ -83,6 +85,7 @@ async fn stay(vm: &VmView, keys: bool, signals: &mut Signals) -> Result<Left, St
                     Ok(true) => break Ok(Left::Ended),
                     Err(stop) => break Err(stop),
                 },
+                Ok(None) if !attached.accepted => break Err(no_console(&name).into()),
                 // Whether its supervisor got to say so or not.
                 Ok(None) => break Ok(Left::Ended),
                 Err(error) => break Err(error.into()),
@@ -143,6 +146,14 @@ struct Attached {
     /// What is read are keys, one of which leaves.
     keys: bool,
     announced: bool,
+    accepted: bool,
+}
+
+/// A supervisor that does not know what is asked hangs up.
+fn no_console(vm: &str) -> WireError {
+    let message = format!("vm `{vm}` was started by an earlier banger, which had no console to attach to");
+    WireError::new(ErrorCode::Failed, message)
+        .hinted(format!("see `banger vm logs {vm}`, or restart it with `banger vm restart {vm}`"))
 }
 
 impl Attached {
@@ -204,7 +215,7 @@ impl Attached {
             Kind::Message => match (frame.parse(), frame.parse()) {
                 (Ok(SessionEvent::Exited(_)), _) | (_, Ok(VmEvent::Ended(_))) => return Ok(true),
                 (_, Ok(VmEvent::Refused(error))) => return Err(error.into()),
-                (_, Ok(VmEvent::Accepted)) => {}
+                (_, Ok(VmEvent::Accepted)) => self.accepted = true,
                 _ => return Err(unexpected_answer().into()),
             },
             Kind::Close => return Ok(true),

@@ -510,9 +510,14 @@ async fn logs(
         }
         let all = vmsock::read_file(&dir, CONSOLE_FILE);
         let inode = std::fs::symlink_metadata(&path).map_or(0, |metadata| metadata.ino());
-        // A new file begins with what was kept of the old one; what was lost between is lost to the reader too.
-        let from =
-            if inode == seen.0 { usize::try_from(seen.1).unwrap_or(0).min(all.len()) } else { all.len() };
+        let before = usize::try_from(seen.1).unwrap_or(0);
+        let from = match inode == seen.0 {
+            true if before <= all.len() => before,
+            // Begun anew by another boot.
+            true => 0,
+            // A new file begins with what was kept of the old one; what was lost between is lost to the reader too.
+            false => all.len(),
+        };
         seen = (inode, all.len() as u64);
         bytes = all[from..].to_vec();
     }

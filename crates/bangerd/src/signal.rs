@@ -19,7 +19,7 @@ impl Daemon {
         }
         let mut connection = vmsock::connect_new(&dir).await?;
         connection.request(VmRequest::Signal { number }).await?;
-        match connection.event().await?.context("the vm has ended")? {
+        match connection.event().await?.context("it has ended, or was started by an earlier banger")? {
             VmEvent::Accepted => Ok(Outcome::Done),
             VmEvent::Refused(error) => Err(error.into()),
             _ => bail!("the supervisor gave an unexpected answer"),

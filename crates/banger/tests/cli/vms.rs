@@ -342,3 +342,20 @@ fn a_vm_that_is_down_has_no_console() {
     hint: start it with `banger vm start web`
     ");
 }
+
+#[test]
+fn a_vm_of_an_earlier_build_has_no_console() {
+    let bench = Bench::new();
+    let socket = bench.supervisor(|_, _| {});
+    bench.daemon(move |_, peer| {
+        let mut vm = view("web", "running");
+        vm.socket.clone_from(&socket);
+        peer.done(Outcome::Vm(vm));
+    });
+    assert_snapshot!(bench.run(["vm", "console", "web"]), @r"
+    status 1
+    --- stderr
+    error: vm `web` was started by an earlier banger, which had no console to attach to
+    hint: see `banger vm logs web`, or restart it with `banger vm restart web`
+    ");
+}

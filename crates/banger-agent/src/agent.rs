@@ -1,6 +1,7 @@
 //! The agent: greeting, configuration, then sessions until the end.
 
 use crate::command::Defaults;
+use crate::console::Console;
 use crate::guest::{self, Failure};
 use crate::init;
 use crate::link::{self, Control, Incoming};
@@ -11,6 +12,7 @@ use banger_wire::frame::{Frame, Kind};
 use banger_wire::guest::{
     GENERATION, GuestConfig, GuestMessage, Hello, HostMessage, InitMode, PORT_NAME, Timing, VSOCK_PORT,
 };
+use rustix::process::{Pid, Signal};
 use std::ffi::OsStr;
 use std::io;
 use std::time::{Duration, Instant};
@@ -46,15 +48,15 @@ fn run(open: impl Fn() -> io::Result<Port>, in_guest: bool) -> io::Result<()> {
             }
         };
         let started = Instant::now();
-        match if in_guest { become_vm(&config) } else { Ok(None) } {
+        match if in_guest { become_vm(&config) } else { Ok((None, Vec::new())) } {
             Err(Failure { stage, message }) => {
                 link::send(&out, &GuestMessage::ConfigureFailed { stage: stage.to_owned(), message }).await;
             }
-            Ok(starting) => {
+            Ok((starting, warnings)) => {
                 let ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
                 let timings = vec![Timing { stage: "configure guest".to_owned(), ms }];
                 let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned();
-                link::send(&out, &GuestMessage::Configured { boot_id, timings }).await;
+                link::send(&out, &GuestMessage::Configured { boot_id, timings, warnings }).await;
                 report_init(starting, out.clone());
             }
         }
@@ -68,7 +70,13 @@ fn run(open: impl Fn() -> io::Result<Port>, in_guest: bool) -> io::Result<()> {
         };
         let image = in_guest.then(|| (config.drives.image.clone(), config.drives.image_fs.clone()));
         let defaults = Defaults { env: config.env, workdir: config.workdir, user: config.user, disk, image };
-        link::serve(&mut incoming, &out, &defaults, &mut Local { in_guest, written }).await
+        link::serve(
+            &mut incoming,
+            &out,
+            &defaults,
+            &mut Local { in_guest, written, console: Console::new(defaults.clone(), in_guest) },
+        )
+        .await
     })
 }
 
@@ -125,12 +133,13 @@ fn hello() -> io::Result<Hello> {
     })
 }
 
-/// Assembles the root, lets process 1 take it over, and follows it there. Returns where an init that reports does so.
-fn become_vm(config: &GuestConfig) -> Result<Option<Readiness>, Failure> {
+/// Assembles the root, lets process 1 take it over, and follows it there. Returns where an init that reports does so, and
+/// what could not be done.
+fn become_vm(config: &GuestConfig) -> Result<(Option<Readiness>, Vec<String>), Failure> {
     if config.init == InitMode::Handover {
-        return guest::configure_handover(config).map(|()| None);
+        return guest::configure_handover(config).map(|()| (None, Vec::new()));
     }
-    let init = guest::configure(config)?;
+    let (init, warnings) = guest::configure(config)?;
     let enter = || -> io::Result<Option<Readiness>> {
         // Opened before process 1 moves it: the move changes the name, not what this names.
         let root = rustix::fs::open(
@@ -145,7 +154,8 @@ fn become_vm(config: &GuestConfig) -> Result<Option<Readiness>, Failure> {
         init::give_order(init.as_ref().map(|init| init.path.as_path()))?;
         Ok(readiness)
     };
-    enter().map_err(|error| Failure { stage: "enter root", message: error.to_string() })
+    let readiness = enter().map_err(|error| Failure { stage: "enter root", message: error.to_string() })?;
+    Ok((readiness, warnings))
 }
 
 /// Control messages that concern the guest as a whole.
@@ -153,6 +163,7 @@ struct Local {
     in_guest: bool,
     /// The devices of the filesystems that are written to.
     written: Vec<String>,
+    console: Console,
 }
 
 impl Control for Local {
@@ -177,6 +188,14 @@ impl Control for Local {
             HostMessage::Shutdown { reboot } if self.in_guest => {
                 shut_down(reboot, self.written.clone(), out.clone());
             }
+            HostMessage::Signal { number } if self.in_guest => match Signal::from_named_raw(number) {
+                Some(Signal::INT | Signal::QUIT | Signal::TERM | Signal::POWER) => {
+                    shut_down(false, self.written.clone(), out.clone());
+                }
+                Some(signal) => drop(rustix::process::kill_process(Pid::INIT, signal)),
+                None => {}
+            },
+            HostMessage::Console { size } if self.in_guest => self.console.attach(size),
             _ => {}
         }
     }

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::init::NEW_ROOT;
-use crate::{devices, shutdown};
+use crate::{devices, disk, shutdown};
 
 /// Where the image is mounted before the overlay covers it.
 const IMAGE: &str = "/image";
@@ -76,10 +76,10 @@ fn wake(config: &GuestConfig) -> Result<(), Failure> {
 
 /// Assembles the new root and gives this process its identity. Afterwards process 1 may take it over.
 ///
-/// Returns the image's init, when there is one and it is wanted.
-pub(crate) fn configure(config: &GuestConfig) -> Result<Option<Init>, Failure> {
+/// Returns the image's init, when there is one and it is wanted, and what could not be done.
+pub(crate) fn configure(config: &GuestConfig) -> Result<(Option<Init>, Vec<String>), Failure> {
     wake(config)?;
-    mount_root(&config.drives, &config.init)?;
+    let warnings = mount_root(&config.drives, &config.init)?;
     let root = Path::new(NEW_ROOT);
     at("set hostname", rustix::system::sethostname(config.hostname.as_bytes()))?;
     if config.init != InitMode::Build {
@@ -101,7 +101,7 @@ pub(crate) fn configure(config: &GuestConfig) -> Result<Option<Init>, Failure> {
         let prepared = shutdown::prepare(Path::new("/"), &root.join("run"), &config.drives.written());
         at("prepare the shutdown", prepared)?;
     }
-    Ok(init)
+    Ok((init, warnings))
 }
 
 /// Gives a machine with an initrd of the image's own its identity, and follows process 1 to its root filesystem.
@@ -134,19 +134,20 @@ pub(crate) fn set_clock(unix_ns: u64) -> io::Result<()> {
     Ok(rustix::time::clock_settime(rustix::time::ClockId::Realtime, to)?)
 }
 
-fn mount_root(drives: &GuestDrives, init: &InitMode) -> Result<(), Failure> {
+fn mount_root(drives: &GuestDrives, init: &InitMode) -> Result<Vec<String>, Failure> {
     for dir in [IMAGE, DISK, NEW_ROOT] {
         at("make mount points", make_dir(Path::new(dir)))?;
     }
     if *init == InitMode::Build {
         let flags = MountFlags::NOATIME;
         at("mount image", mount(&drives.image, NEW_ROOT, &drives.image_fs, flags, None))?;
-        return at("prepare root", make_root_dirs(Path::new(NEW_ROOT)));
+        return at("prepare root", make_root_dirs(Path::new(NEW_ROOT))).map(|()| Vec::new());
     }
     // A journal is never replayed onto the shared image.
     let options = if drives.image_fs == "ext4" { Some(c"noload") } else { None };
     at("mount image", mount(&drives.image, IMAGE, &drives.image_fs, MountFlags::RDONLY, options))?;
     at("mount disk", mount(&drives.disk, DISK, "ext4", MountFlags::NOATIME, None))?;
+    let warnings = disk::grow(Path::new(&drives.disk), Path::new(DISK)).err().into_iter().collect();
     for dir in ["upper", "work", "docker", "containerd", "containers"] {
         at("prepare disk", make_dir(&Path::new(DISK).join(dir)))?;
     }
@@ -183,7 +184,7 @@ fn mount_root(drives: &GuestDrives, init: &InitMode) -> Result<(), Failure> {
     for cache in &drives.caches {
         at("mount cache", mount_cache(root, cache))?;
     }
-    Ok(())
+    Ok(warnings)
 }
 
 /// Mounts a cache at a directory of the new root, which is made where it is missing. Links on the way lead where they

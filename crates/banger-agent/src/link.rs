@@ -2,11 +2,13 @@
 
 use crate::changes;
 use crate::command::Defaults;
-use crate::{session, workspace};
+use crate::{session, stats, workspace};
+use banger_wire::channel::ChannelWriter;
 use banger_wire::frame::{DATA_LEN_MAX, Decoder, Frame, FrameError, HEADER_LEN, Kind, MESSAGE_LEN_MAX};
 use banger_wire::guest::{GuestMessage, HostMessage, SessionKind, TreeKind};
 use banger_wire::stream::FrameWriter;
 use std::collections::HashMap;
+use std::io::Write as _;
 use std::path::Path;
 use tokio::io::AsyncReadExt as _;
 use tokio::sync::mpsc;
@@ -135,6 +137,14 @@ fn open_session(
     match what {
         SessionKind::Exec(spec) => {
             tokio::task::spawn_local(session::run(session, *spec, defaults.clone(), queue, out.clone()));
+        }
+        SessionKind::Stats => {
+            let work = |_, mut output: ChannelWriter| {
+                output.write_all(&stats::read()?)?;
+                output.flush()
+            };
+            let what = "read what is used";
+            tokio::task::spawn_local(session::exchange_items(session, what, work, queue, out.clone()));
         }
         SessionKind::ExportChanges => {
             let device = defaults.disk.clone();

@@ -11,7 +11,9 @@
 mod agent;
 mod changes;
 mod command;
+mod console;
 mod devices;
+mod disk;
 mod guest;
 mod handover;
 mod init;
@@ -21,6 +23,7 @@ mod readiness;
 mod session;
 mod shutdown;
 mod sparse;
+mod stats;
 mod tar;
 mod users;
 mod workspace;

@@ -267,7 +267,8 @@ fn adjust(pid: Pid) {
     let _ = std::fs::write(format!("/proc/{}/oom_score_adj", pid.as_raw_nonzero()), "0");
 }
 
-fn spawned(command: std::process::Command) -> std::io::Result<(tokio::process::Child, Pid)> {
+/// Starts a command with none of the agent's own protection.
+pub(crate) fn spawned(command: std::process::Command) -> std::io::Result<(tokio::process::Child, Pid)> {
     let mut command = tokio::process::Command::from(command);
     let child = command.spawn()?;
     let pid = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed()));
@@ -329,7 +330,7 @@ fn changed(identity: child::Identity) -> Option<child::Identity> {
     rustix::process::geteuid().is_root().then_some(identity)
 }
 
-fn set_size(terminal: &OwnedFd, size: TerminalSize) {
+pub(crate) fn set_size(terminal: &OwnedFd, size: TerminalSize) {
     let size = rustix::termios::Winsize { ws_row: size.rows, ws_col: size.cols, ws_xpixel: 0, ws_ypixel: 0 };
     let _ = rustix::termios::tcsetwinsize(terminal, size);
 }

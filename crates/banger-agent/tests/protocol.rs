@@ -10,6 +10,7 @@ use banger_wire::frame::{DATA_LEN_MAX, Decoder, Frame, GUEST_MESSAGE_LEN_MAX, Ki
 use banger_wire::guest::{
     GENERATION, GuestConfig, GuestDrives, GuestMessage, HostMessage, InitMode, SessionKind,
 };
+use banger_wire::stats::{GUEST_STATS_LEN_MAX, GuestStats};
 use sha2::{Digest as _, Sha256};
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -328,4 +329,20 @@ fn garbage_is_survived_after_a_sync() {
     agent.stream.write_all(&[0xa5; 5000]).unwrap();
     agent.stream.write_all(&SYNC).unwrap();
     assert_eq!(agent.run(&[b"true"]).event, exited(0));
+}
+
+#[test]
+fn what_is_used_is_told_in_numbers() {
+    let mut agent = Agent::configured();
+    agent.send(&Frame::message(0, &HostMessage::Open { session: 1, what: SessionKind::Stats }).unwrap());
+    let ran = agent.finish(|_, _| {});
+    assert_eq!(ran.event, Some(SessionEvent::Exited(ExitStatus::Code(0))));
+    assert!(ran.stdout.len() < GUEST_STATS_LEN_MAX);
+    let stats: GuestStats = serde_json::from_slice(&ran.stdout).unwrap();
+    assert!(stats.uptime_ms > 0 && stats.memory_used_bytes < stats.memory_bytes, "{stats:?}");
+    // What is for a machine as a whole is not for this one.
+    agent.send(&Frame::message(0, &HostMessage::Signal { number: 15 }).unwrap());
+    agent
+        .send(&Frame::message(0, &HostMessage::Console { size: TerminalSize { rows: 1, cols: 1 } }).unwrap());
+    assert_eq!(agent.run(&[b"true"]).event, Some(SessionEvent::Exited(ExitStatus::Code(0))));
 }

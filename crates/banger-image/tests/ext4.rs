@@ -8,9 +8,10 @@
 )]
 
 use banger_image::debian::tree::{Attributes, Special, Tree as _};
-use banger_image::ext4::{Meta, Node, Room, Writer, format_empty};
+use banger_image::ext4::{Meta, Node, Room, Writer, disk_len, format_empty};
 use banger_image::rootfs::RootfsBuilder;
 use std::io::{Cursor, Read as _};
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::process::Command;
 
@@ -46,13 +47,35 @@ fn an_empty_disk_is_clean_and_small() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    for (name, mib) in [("small", 128), ("odd", 1000), ("usual", 8192), ("large", 100 * 1024)] {
-        let path = dir.path().join(name);
+    // Groups have 128 MiB, and every 64th begins a new set of descriptors with copies.
+    let sizes = [128, 129, 256, 1000, 8192, 8192 + 128, 8192 + 300, 16 * 1024 - 128, 100 * 1024];
+    for (name, mib) in sizes.map(|mib| (mib.to_string(), mib)) {
+        let path = dir.path().join(&name);
         format_empty(&path, mib << 20, UUID).unwrap();
         check(&path);
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), disk_len(mib << 20), "{name}");
         use std::os::unix::fs::MetadataExt as _;
         let used = std::fs::metadata(&path).unwrap().blocks() * 512;
         assert!(used <= 1 << 20, "{name}: {used} bytes in use");
+    }
+}
+
+#[test]
+fn a_disk_has_copies_of_what_is_lost_first() {
+    if !have("e2fsck") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    for copy in [1, 25] {
+        let path = dir.path().join(format!("disk{copy}"));
+        format_empty(&path, 4 << 30, UUID).unwrap();
+        let disk = std::fs::File::options().write(true).open(&path).unwrap();
+        disk.write_all_at(&[0; 8192], 0).unwrap();
+        let mut repair = Command::new("e2fsck");
+        repair.args(["-fy", "-B", "4096", "-b", &(copy * 32768).to_string()]).arg(&path);
+        // Something was repaired, and nothing is left to be.
+        assert_eq!(repair.output().unwrap().status.code(), Some(1), "from group {copy}");
+        check(&path);
     }
 }
 

@@ -8,6 +8,7 @@ use crate::error::WireError;
 use crate::guest::Timing;
 use crate::names::{CacheName, ImageName, KernelName, VmId, VmName};
 use crate::size::Mebibytes;
+use crate::stats::VmStats;
 use crate::time::AutoStop;
 use serde::{Deserialize, Serialize};
 
@@ -51,6 +52,18 @@ pub enum Request {
         /// Name, id or unique id prefix.
         vm: String,
     },
+    /// Sends a signal to a running vm; see [`HostMessage::Signal`](crate::guest::HostMessage::Signal).
+    VmSignal {
+        /// Name, id or unique id prefix.
+        vm: String,
+        /// Its number.
+        signal: i32,
+    },
+    /// Reads what a vm uses; ends with `Outcome::Stats`.
+    VmStats {
+        /// Name, id or unique id prefix.
+        vm: String,
+    },
     /// Deletes a vm and its disk; a running one is ended first when `force`.
     VmDelete {
         /// Name, id or unique id prefix.
@@ -66,6 +79,10 @@ pub enum Request {
         vcpu: Option<u32>,
         /// Memory.
         memory: Option<Mebibytes>,
+        /// Size of its own disk, which only grows.
+        disk_size: Option<Mebibytes>,
+        /// Outbound network.
+        net: Option<NetMode>,
     },
     /// Lists all vms; ends with `Outcome::Vms`.
     VmList,
@@ -389,6 +406,8 @@ pub enum Outcome {
     Vm(VmView),
     /// All vms.
     Vms(Vec<VmView>),
+    /// What a vm uses.
+    Stats(Box<VmStats>),
     /// What was, or would be, pruned.
     Pruned(Pruned),
     /// One image.
@@ -506,6 +525,15 @@ pub struct VmView {
     /// Filesystems that outlive it, as it was started with them last.
     #[serde(default)]
     pub caches: Vec<CacheMount>,
+    /// Why the network is none although another was asked for.
+    #[serde(default)]
+    pub network_warning: Option<String>,
+    /// The file that is its own disk.
+    #[serde(default)]
+    pub disk: Option<String>,
+    /// The file with the last of its serial console.
+    #[serde(default)]
+    pub console: Option<String>,
 }
 
 /// What was placed in a vm, and where it came from. The client that places it writes this down; see [`Workspace::FILE`].

@@ -10,7 +10,7 @@
 //! `Configured`. Nothing of the vm's identity is known to the guest before `Configure`.
 
 use crate::bytes::ByteString;
-use crate::exec::ExecSpec;
+use crate::exec::{ExecSpec, TerminalSize};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -37,6 +37,9 @@ pub enum GuestMessage {
         boot_id: String,
         /// What took how long.
         timings: Vec<Timing>,
+        /// What could not be done, without which the guest goes on.
+        #[serde(default)]
+        warnings: Vec<String>,
     },
     /// A step of the configuration failed; the agent stays reachable.
     ConfigureFailed {
@@ -113,6 +116,18 @@ pub enum HostMessage {
         /// Reboot the vm instead of ending it.
         reboot: bool,
     },
+    /// A signal for the machine. Those that ask a program to end (`INT`, `QUIT`, `TERM`, and `PWR`) ask for an orderly
+    /// shutdown; every other one is sent to process 1.
+    Signal {
+        /// Its number.
+        number: i32,
+    },
+    /// Somebody sits at the serial console, in front of a terminal of this size: starts a root shell there, unless one
+    /// is running.
+    Console {
+        /// The terminal's size.
+        size: TerminalSize,
+    },
 }
 
 /// What a session is for.
@@ -127,6 +142,9 @@ pub enum SessionKind {
     /// a tar that is to be thrown away. Leaves out what is not the image's: mounts, and the host name, hosts,
     /// resolver and machine id files the agent wrote.
     ExportChanges,
+    /// Sends a [`GuestStats`](crate::stats::GuestStats) as JSON on the [`STDOUT`](crate::exec::STDOUT) channel. Ends like
+    /// `ExportChanges`.
+    Stats,
     /// Sends a whole tree in the same way, with an entry for its root. Only of a vm without an init, where nothing else
     /// writes to it.
     ExportTree(TreeKind),

@@ -42,6 +42,17 @@ pub enum VmRequest {
     Kill,
     /// Asks for what the machine has used so far. Answered by `Used`.
     Use,
+    /// Passes a signal on to the guest. Answered by `Accepted`, or `Refused` where there is nobody to pass it on to.
+    Signal {
+        /// Its number.
+        number: i32,
+    },
+    /// Attaches to the serial console. After `Accepted` the console's output is data on the
+    /// [`STDOUT`](crate::exec::STDOUT) channel, beginning with the last lines of what was printed before, and its input
+    /// on [`STDIN`](crate::exec::STDIN), both with windows and credits as a command has them. A client that does not
+    /// return credit misses output. [`Resize`](crate::exec::SessionControl::Resize) says that somebody sits there: the
+    /// guest gives them a shell.
+    Console,
 }
 
 /// What a supervisor tells a client.
@@ -93,6 +104,9 @@ pub struct VmStatus {
     pub watchdog_restarts: u32,
     /// Why there is no way out to the network, when there should be one.
     pub network_warning: Option<String>,
+    /// What the guest could not do although it goes on, printable.
+    #[serde(default)]
+    pub guest_warnings: Vec<String>,
     /// Why the machine stands still, while it does.
     #[serde(default)]
     pub paused: Option<String>,

@@ -2,6 +2,7 @@
 
 mod config;
 mod image;
+mod vm;
 
 use crate::text::parse_duration;
 use banger_wire::daemon::{CacheMount, NetMode, VmmChoice, Wait, WorkspaceMode};
@@ -15,6 +16,9 @@ use std::time::Duration;
 
 pub(crate) use config::{CacheCommand as VolumeCommand, CachePruneArgs as VolumePruneArgs, ConfigCommand};
 pub(crate) use image::{CacheCommand, ImageCommand, KernelCommand};
+pub(crate) use vm::{
+    ConsoleArgs, DeleteArgs, KillArgs, RestartArgs, SetArgs, StartArgs, StatsArgs, StopArgs,
+};
 
 const EXAMPLES: &str = "\
 banger run                     a shell in a new vm
@@ -125,9 +129,9 @@ pub(crate) enum VmCommand {
     Stop(StopArgs),
     /// Stop vms in order and start them again.
     Restart(RestartArgs),
-    /// End vms at once.
-    Kill(RefsArgs),
-    /// Give a vm other processors or memory, from its next start on.
+    /// End vms at once, or send them a signal.
+    Kill(KillArgs),
+    /// Give a vm other processors, memory or network or a larger disk, from its next start on.
     Set(SetArgs),
     /// Delete vms and their disks.
     #[command(alias = "rm")]
@@ -139,6 +143,10 @@ pub(crate) enum VmCommand {
     Show(ShowArgs),
     /// Show a vm's serial console.
     Logs(LogsArgs),
+    /// Attach to a vm's serial console.
+    Console(ConsoleArgs),
+    /// Show what vms use: processors, memory, disk, network.
+    Stats(StatsArgs),
     /// Run a command or a shell in a running vm.
     #[command(before_help = EXEC_EXAMPLES)]
     Exec(Box<ExecArgs>),
@@ -408,72 +416,6 @@ pub(crate) struct ExecArgs {
     /// What to run; a shell when absent.
     #[arg(trailing_var_arg = true, value_name = "CMD")]
     pub(crate) command: Vec<OsString>,
-}
-
-/// `banger vm start`.
-#[derive(Debug, Args)]
-pub(crate) struct StartArgs {
-    #[command(flatten)]
-    pub(crate) refs: RefsArgs,
-    /// What started means.
-    #[arg(long, value_name = "STATE", default_value = "agent")]
-    pub(crate) wait: WaitArg,
-}
-
-/// `banger vm stop`.
-#[derive(Debug, Args)]
-pub(crate) struct StopArgs {
-    #[command(flatten)]
-    pub(crate) refs: RefsArgs,
-    /// Use force after this time.
-    #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "30s")]
-    pub(crate) timeout: Duration,
-}
-
-/// `banger vm restart`.
-#[derive(Debug, Args)]
-pub(crate) struct RestartArgs {
-    #[command(flatten)]
-    pub(crate) stop: StopArgs,
-    /// What started means.
-    #[arg(long, value_name = "STATE", default_value = "agent")]
-    pub(crate) wait: WaitArg,
-}
-
-/// `banger vm set`.
-#[derive(Debug, Args)]
-#[group(required = true, multiple = true, id = "change")]
-pub(crate) struct SetArgs {
-    /// Name, id or the beginning of an id.
-    #[arg(value_name = "REF", group = "vms")]
-    pub(crate) vm: String,
-    /// Virtual processors.
-    #[arg(long, value_name = "N", group = "change", value_parser = clap::value_parser!(u32).range(1..))]
-    pub(crate) vcpu: Option<u32>,
-    /// Memory, such as `512M` or `2G`.
-    #[arg(long, value_name = "SIZE", group = "change")]
-    pub(crate) memory: Option<Mebibytes>,
-    /// Print JSON.
-    #[arg(long, group = "shape")]
-    pub(crate) json: bool,
-}
-
-/// `banger vm delete`.
-#[derive(Debug, Args)]
-pub(crate) struct DeleteArgs {
-    #[command(flatten)]
-    pub(crate) refs: RefsArgs,
-    /// Delete running ones too.
-    #[arg(short, long)]
-    pub(crate) force: bool,
-}
-
-/// One or more vms.
-#[derive(Debug, Args)]
-pub(crate) struct RefsArgs {
-    /// Name, id or the beginning of an id.
-    #[arg(value_name = "REF", required = true)]
-    pub(crate) vms: Vec<String>,
 }
 
 /// `banger vm list`.

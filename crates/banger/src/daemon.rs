@@ -3,10 +3,10 @@
 use crate::args::{DaemonCommand, JsonArgs};
 use crate::context::{Context, expect_outcome};
 use crate::launch;
+use crate::many::each;
 use crate::stop::{Ended, Stop, failed};
 use crate::table::render_pairs;
 use crate::text::{ConsoleText, date, now};
-use crate::vm::each;
 use banger_wire::BUILD;
 use banger_wire::daemon::{DaemonView, Request, VmState, VmView};
 use std::io::{Read as _, Seek as _, SeekFrom};

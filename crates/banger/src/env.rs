@@ -22,6 +22,8 @@ pub(crate) fn collect(files: &[PathBuf], flags: &[OsString]) -> Result<Vec<Varia
         let text = std::fs::read(file)
             .map_err(|error| failed(format!("could not read `{}`", file.display()), &error))
             .map_err(|error| WireError { code: ErrorCode::Invalid, ..error })?;
+        // Some editors begin a file with it.
+        let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&text);
         for (line, number) in text.split(|&byte| byte == b'\n').zip(1..) {
             let line = line.trim_ascii_start().strip_suffix(b"\r").unwrap_or(line.trim_ascii_start());
             if line.is_empty() || line.starts_with(b"#") {
@@ -62,7 +64,9 @@ fn parse(text: &[u8], own: &dyn Fn(&OsStr) -> Option<OsString>) -> Result<Option
         Some(at) => (&text[..at], Some(text[at + 1..].to_vec())),
         None => (text, None),
     };
-    if name.is_empty() || text.contains(&0) {
+    // In a file, a space there is a mistake, and it would be part of the name.
+    let is_odd = name.is_empty() || name.iter().any(u8::is_ascii_whitespace);
+    if is_odd || text.contains(&0) {
         let shown = escape(&String::from_utf8_lossy(text));
         return Err(invalid(format!(
             "`{shown}` is not a variable: use `NAME=VALUE`, or `NAME` to pass yours on"
@@ -87,6 +91,7 @@ mod tests {
         assert_eq!(parse(b"HERE", &own), some("HERE", b"there"));
         assert_eq!(parse(b"ELSEWHERE", &own), Ok(None));
         assert!(parse(b"=x", &own).is_err());
+        assert!(parse(b"A =x", &own).is_err() && parse(b"export A=x", &own).is_err());
         assert!(parse(b"", &own).is_err());
     }
 
@@ -94,7 +99,7 @@ mod tests {
     fn files_have_comments_and_flags_win() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("env");
-        std::fs::write(&file, "# note\n\nA=1\r\n  B=two words \nA=2\n").unwrap();
+        std::fs::write(&file, "\u{feff}# note\n\nA=1\r\n  B=two words \nA=2\n").unwrap();
         let got = collect(&[file], &["B=3".into()]).unwrap();
         assert_eq!(got, [("A".into(), "2".into()), ("B".into(), "3".into())]);
         assert!(collect(&[dir.path().join("none")], &[]).is_err());

@@ -3,11 +3,11 @@
 use crate::args::{CacheCommand, ImageCommand};
 use crate::context::{Context, expect_outcome};
 use crate::export;
+use crate::many::each;
 use crate::stop::{Ended, failed, invalid};
 use crate::table::{Table, render_pairs};
 use crate::text::{age, bytes, date, escape, now};
 use crate::upload::{Archive, Local, local};
-use crate::vm::each;
 use banger_wire::daemon::{CachePruned, Check, ImageFiles, ImageView, Outcome, Request, Verdict};
 use banger_wire::error::WireError;
 use banger_wire::names::ImageName;

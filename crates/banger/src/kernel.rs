@@ -3,10 +3,10 @@
 use crate::args::KernelCommand;
 use crate::context::{Context, expect_outcome};
 use crate::image::{absolute, available, join};
+use crate::many::each;
 use crate::stop::Ended;
 use crate::table::{Table, render_pairs};
 use crate::text::{age, bytes, date, now};
-use crate::vm::each;
 use banger_wire::daemon::{KernelFiles, KernelView, Outcome, Request};
 
 /// Runs `banger kernel …`.

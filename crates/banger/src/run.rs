@@ -233,9 +233,14 @@ pub(crate) async fn running(context: &mut Context, vm: String) -> Result<VmView,
     if matches!(vm.state, VmState::Running | VmState::Starting) {
         return Ok(vm);
     }
+    Err(not_running(&vm).into())
+}
+
+/// Returns the failure of what takes a vm that runs.
+pub(crate) fn not_running(vm: &VmView) -> WireError {
     let message = format!("vm `{}` is not running, it is {}", vm.name, state_word(vm.state));
     let hint = format!("start it with `banger vm start {}`", vm.name);
-    Err(WireError::new(ErrorCode::Failed, message).hinted(hint).into())
+    WireError::new(ErrorCode::Failed, message).hinted(hint)
 }
 
 /// Refuses what can be refused before anything is made.

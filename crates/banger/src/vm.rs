@@ -1,18 +1,28 @@
 //! The vm commands without a session: life cycle, lists, pruning.
 
 use crate::args::{
-    DeleteArgs, ListArgs, PruneArgs, RefsArgs, RestartArgs, SetArgs, ShowArgs, StartArgs, StopArgs, VmCommand,
+    DeleteArgs, KillArgs, ListArgs, PruneArgs, RestartArgs, SetArgs, ShowArgs, StartArgs, StopArgs, VmCommand,
 };
 use crate::context::{Context, expect_outcome};
+use crate::many::{Doing, each_vm};
 use crate::progress::processor_word;
+use crate::signal_name::SIGKILL;
 use crate::stop::{Ended, Stop, invalid};
 use crate::streams;
 use crate::table::{Table, render_pairs};
 use crate::text::{age, bytes, date, now};
-use crate::{logs, run, workspace};
+use crate::{console, logs, run, stats, workspace};
 use banger_wire::bytes::ByteString;
 use banger_wire::daemon::{NetMode, Pruned, Request, VmState, VmView};
-use std::collections::BTreeSet;
+
+const START: Doing = Doing { verb: "start", done: "started" };
+const STOP: Doing = Doing { verb: "stop", done: "stopped" };
+const RESTART: Doing = Doing { verb: "restart", done: "restarted" };
+const KILL: Doing = Doing { verb: "kill", done: "killed" };
+const SIGNAL: Doing = Doing { verb: "signal", done: "signalled" };
+const DELETE: Doing = Doing { verb: "delete", done: "deleted" };
+/// What a column shows that has nothing to show.
+pub(crate) const NOTHING: &str = "-";
 
 /// Runs `banger vm …`.
 pub(crate) async fn dispatch(context: &mut Context, command: VmCommand) -> Ended {
@@ -23,14 +33,16 @@ pub(crate) async fn dispatch(context: &mut Context, command: VmCommand) -> Ended
         VmCommand::Start(args) => start(context, args).await,
         VmCommand::Stop(args) => stop(context, args).await,
         VmCommand::Restart(args) => restart(context, args).await,
-        VmCommand::Kill(RefsArgs { vms }) => each(context, vms, "killed", |vm| Request::VmKill { vm }).await,
+        VmCommand::Kill(args) => kill(context, args).await,
         VmCommand::Set(args) => set(context, args).await,
         VmCommand::Delete(DeleteArgs { refs, force }) => {
-            each(context, refs.vms, "deleted", |vm| Request::VmDelete { vm, force }).await
+            each_vm(context, refs.vms, DELETE, |vm| vec![Request::VmDelete { vm, force }]).await
         }
         VmCommand::List(args) => list(context, args).await,
         VmCommand::Show(args) => show(context, args).await,
         VmCommand::Logs(args) => logs::vm_logs(context, args).await,
+        VmCommand::Console(args) => console::attach(context, args).await,
+        VmCommand::Stats(args) => stats::stats(context, args).await,
         VmCommand::Prune(args) => prune(context, args).await,
         VmCommand::Workspace(command) => workspace::command::dispatch(context, command).await,
     }
@@ -38,14 +50,15 @@ pub(crate) async fn dispatch(context: &mut Context, command: VmCommand) -> Ended
 
 async fn start(context: &mut Context, args: StartArgs) -> Ended {
     let wait = args.wait.into();
-    match <[String; 1]>::try_from(args.refs.vms) {
+    let first = args.refs.vms.first().cloned();
+    match first.filter(|first| args.refs.vms.iter().all(|vm| vm == first)) {
         // Only one at a time can have the terminal's line.
-        Ok([vm]) => {
+        Some(vm) => {
             let started = run::start(context, Request::VmStart { vm, wait }, false).await?;
             context.ui.data(&format!("started {}\n", started.vm.name))?;
             Ok(0)
         }
-        Err(vms) => each(context, vms, "started", |vm| Request::VmStart { vm, wait }).await,
+        None => each_vm(context, args.refs.vms, START, |vm| vec![Request::VmStart { vm, wait }]).await,
     }
 }
 
@@ -57,74 +70,44 @@ impl StopArgs {
 
 async fn stop(context: &mut Context, args: StopArgs) -> Ended {
     let grace_ms = args.grace_ms();
-    each(context, args.refs.vms, "stopped", |vm| Request::VmStop { vm, grace_ms }).await
+    each_vm(context, args.refs.vms, STOP, |vm| vec![Request::VmStop { vm, grace_ms }]).await
 }
 
 async fn restart(context: &mut Context, args: RestartArgs) -> Ended {
     let (grace_ms, wait) = (args.stop.grace_ms(), args.wait.into());
     let requests =
         |vm: String| vec![Request::VmStop { vm: vm.clone(), grace_ms }, Request::VmStart { vm, wait }];
-    each_in_turn(context, args.stop.refs.vms, "restarted", requests).await
+    each_vm(context, args.stop.refs.vms, RESTART, requests).await
+}
+
+async fn kill(context: &mut Context, args: KillArgs) -> Ended {
+    let (vms, signal) = (args.refs.vms, args.signal);
+    if signal == SIGKILL {
+        return each_vm(context, vms, KILL, |vm| vec![Request::VmKill { vm }]).await;
+    }
+    each_vm(context, vms, SIGNAL, |vm| vec![Request::VmSignal { vm, signal }]).await
 }
 
 async fn set(context: &mut Context, args: SetArgs) -> Ended {
-    let request = Request::VmSet { vm: args.vm, vcpu: args.vcpu, memory: args.memory };
+    let (vcpu, memory, disk_size) = (args.vcpu, args.memory, args.disk_size);
+    if vcpu.is_none() && memory.is_none() && disk_size.is_none() && args.net.is_none() {
+        return Err(invalid("there is nothing to change")
+            .hinted("use `--vcpu`, `--memory`, `--disk-size` or `--net`")
+            .into());
+    }
+    let request = Request::VmSet { vm: args.vm, vcpu, memory, disk_size, net: args.net.map(Into::into) };
     let outcome = context.ask(request).await?;
     let vm = expect_outcome!(outcome, Vm)?;
     if args.json {
         context.ui.json(&vm)?;
     } else {
-        context
-            .ui
-            .data(&format!("{} has {} vcpu and {} from its next start\n", vm.name, vm.vcpu, vm.memory))?;
+        let net = net_word(vm.net);
+        context.ui.data(&format!(
+            "{} has {} vcpu, {} memory, {} disk and network {net} from its next start\n",
+            vm.name, vm.vcpu, vm.memory, vm.disk_size
+        ))?;
     }
     Ok(0)
-}
-
-/// Sends one request for each name, all at once, and reports each as it ends.
-pub(crate) async fn each<N: Ord + Clone + ToString>(
-    context: &mut Context,
-    names: Vec<N>,
-    verb: &str,
-    request: impl Fn(N) -> Request,
-) -> Ended {
-    each_in_turn(context, names, verb, |name| vec![request(name)]).await
-}
-
-/// The same with several requests, one after another while they succeed.
-async fn each_in_turn<N: Ord + Clone + ToString>(
-    context: &mut Context,
-    names: Vec<N>,
-    verb: &str,
-    requests: impl Fn(N) -> Vec<Request>,
-) -> Ended {
-    let mut tasks = tokio::task::JoinSet::new();
-    for name in BTreeSet::from_iter(names) {
-        let (client, requests, name) = (context.client.clone(), requests(name.clone()), name.to_string());
-        tasks.spawn(async move {
-            let mut result = Ok(());
-            for request in requests {
-                result = client.ask(request, &mut |_| {}).await.map(drop);
-                if result.is_err() {
-                    break;
-                }
-            }
-            (name, result)
-        });
-    }
-    let mut told = false;
-    while let Some(joined) = context.signals.unless(async { Ok(tasks.join_next().await) }).await? {
-        let (name, result) = joined
-            .map_err(|error| Stop::from(crate::stop::failed("a request did not end as it should", &error)))?;
-        match result {
-            Ok(()) => context.ui.data(&format!("{verb} {}\n", crate::text::escape(&name)))?,
-            Err(error) => {
-                context.ui.error(&error);
-                told = true;
-            }
-        }
-    }
-    if told { Err(Stop::Told) } else { Ok(0) }
 }
 
 /// Runs `banger vm list`.
@@ -144,7 +127,8 @@ pub(crate) async fn list(context: &mut Context, args: ListArgs) -> Ended {
 
 /// Returns the table of vms.
 pub(crate) fn vm_table(vms: &[VmView], now: i64) -> String {
-    let mut table = Table::new(&["ID", "NAME", "STATE", "IMAGE", "VCPU", "MEM", "DISK", "CREATED"]);
+    let heading = ["ID", "NAME", "STATE", "IMAGE", "VCPU", "MEM", "DISK", "WORKSPACE", "CREATED"];
+    let mut table = Table::new(&heading);
     for vm in vms {
         table.row([
             vm.id.to_string(),
@@ -154,6 +138,9 @@ pub(crate) fn vm_table(vms: &[VmView], now: i64) -> String {
             vm.vcpu.to_string(),
             vm.memory.to_string(),
             format!("{}/{}", bytes(vm.disk_used_bytes), vm.disk_size),
+            vm.workspace
+                .as_ref()
+                .map_or_else(|| NOTHING.to_owned(), |workspace| path_text(&workspace.source)),
             age(vm.created, now),
         ]);
     }
@@ -173,9 +160,11 @@ async fn show(context: &mut Context, args: ShowArgs) -> Ended {
 
 fn vm_pairs(vm: &VmView, now: i64) -> String {
     let pid = vm.vmm_pid.map(|pid| format!(", process {pid}")).unwrap_or_default();
+    let why = vm.network_warning.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
+    let network = format!("{}{why}", net_word(vm.net));
     let restarts = (vm.watchdog_restarts > 0).then(|| vm.watchdog_restarts.to_string());
-    let shown = |path: &ByteString| path.as_os_str().to_string_lossy().into_owned();
-    let workspace = vm.workspace.as_ref().map(|of| format!("{} at {}", shown(&of.source), shown(&of.path)));
+    let workspace =
+        vm.workspace.as_ref().map(|of| format!("{} at {}", path_text(&of.source), path_text(&of.path)));
     let caches: Vec<String> = vm.caches.iter().map(|of| format!("{} at {}", of.name, of.path)).collect();
     let caches = Some(caches.join(", ")).filter(|caches| !caches.is_empty());
     render_pairs(&[
@@ -188,7 +177,7 @@ fn vm_pairs(vm: &VmView, now: i64) -> String {
         ("vcpu", Some(vm.vcpu.to_string())),
         ("memory", Some(vm.memory.to_string())),
         ("disk", Some(format!("{} of {}", bytes(vm.disk_used_bytes), vm.disk_size))),
-        ("network", Some(net_word(vm.net).to_owned())),
+        ("network", Some(network)),
         ("vmm", Some(format!("{}, {}{pid}", vm.vmm, processor_word(vm.emulated)))),
         ("boot id", vm.boot_id.clone()),
         ("boot restarts", restarts),
@@ -199,8 +188,14 @@ fn vm_pairs(vm: &VmView, now: i64) -> String {
         ("deleted at end", vm.rm.then(|| "yes".to_owned())),
         ("directory", Some(vm.dir.clone())),
         ("socket", Some(vm.socket.clone())),
+        ("disk file", vm.disk.clone()),
+        ("console log", vm.console.clone()),
         ("command line", vm.cmdline.clone()),
     ])
+}
+
+fn path_text(path: &ByteString) -> String {
+    path.as_os_str().to_string_lossy().into_owned()
 }
 
 /// Returns a state as a word.

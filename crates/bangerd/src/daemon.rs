@@ -13,7 +13,7 @@ use crate::files::copy_sparse;
 use crate::kvm;
 use crate::load::SPOOL_PREFIX;
 use crate::paths::Paths;
-use crate::plan::{DISK_FILE, SOCKET_FILE};
+use crate::plan::{CONSOLE_FILE, DISK_FILE, SOCKET_FILE};
 use crate::programs::{self, Vmm};
 use crate::pull::{IMAGE_FILE, entropy, kernel_row};
 use crate::request::{self, Asked};
@@ -126,6 +126,14 @@ impl Drop for Unclaimed {
             }
         });
     }
+}
+
+/// Refuses disks that no vm can have.
+pub(crate) fn check_disk(size: Mebibytes) -> anyhow::Result<()> {
+    if !(DISK_MIN..=DISK_MAX).contains(&size) {
+        return Err(invalid(format!("a disk of {size}: there can be {DISK_MIN} to {DISK_MAX}")));
+    }
+    Ok(())
 }
 
 /// A request with every default filled in.
@@ -260,9 +268,7 @@ impl Daemon {
         let memory = spec.memory.unwrap_or_else(|| default_memory(ram()));
         check_size(vcpu, memory)?;
         let disk_size = spec.disk_size.unwrap_or(DEFAULT_DISK);
-        if !(DISK_MIN..=DISK_MAX).contains(&disk_size) {
-            return Err(invalid(format!("a disk of {disk_size}: there can be {DISK_MIN} to {DISK_MAX}")));
-        }
+        check_disk(disk_size)?;
         let vms = self.store.vms()?;
         let name = match &spec.name {
             Some(name) if vms.iter().any(|row| row.name == *name) => {
@@ -459,6 +465,9 @@ impl Daemon {
             cmdline: None,
             auto_stop_at: status.as_ref().and_then(|status| status.auto_stop_at),
             caches: Vec::new(),
+            network_warning: status.as_ref().and_then(|status| status.network_warning.clone()),
+            disk: Some(dir.join(DISK_FILE).display().to_string()),
+            console: Some(dir.join(CONSOLE_FILE).display().to_string()),
             watchdog_restarts: status.map_or(0, |status| status.watchdog_restarts),
             workspace: Workspace::load(&self.paths.workspace(row.id.as_str())),
         }

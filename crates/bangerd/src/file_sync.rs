@@ -65,7 +65,8 @@ impl Daemon {
         let Some(home) = home() else {
             return warn("`[[file_sync]]` needs `HOME`, which is not set".to_owned());
         };
-        let collected = banger_image::blocking::start(move || collect(&syncs, &home)).await.unwrap_or_default();
+        let collected =
+            banger_image::blocking::start(move || collect(&syncs, &home)).await.unwrap_or_default();
         collected.warnings.into_iter().for_each(&warn);
         if collected.entries.is_empty() {
             return;

@@ -10,7 +10,7 @@
 
 use crate::cgroup;
 use crate::config::Config;
-use crate::daemon::{Daemon, check_size, net_mode};
+use crate::daemon::{Daemon, net_mode};
 use crate::net::NetPlan;
 use crate::plan::{Boot, Inputs, MODULES_FILE, plan};
 use crate::pull::entropy;
@@ -20,7 +20,6 @@ use crate::{cache, initramfs, request, vmsock};
 use anyhow::{Context as _, bail};
 use banger_wire::daemon::{Event, Outcome, Pruned, StartedVm, VmSpec, VmView, VmmChoice, Wait};
 use banger_wire::error::{ErrorCode, WireError};
-use banger_wire::size::Mebibytes;
 use banger_wire::vm::{EndReason, Phase, VmEnd, VmEvent, VmRequest, VmStatus};
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
@@ -92,6 +91,9 @@ impl Daemon {
             }
         }
         if let Some(text) = status.as_ref().and_then(|status| status.network_warning.clone()) {
+            let _ = events.send(Event::Warning { text });
+        }
+        for text in status.iter().flat_map(|status| status.guest_warnings.clone()) {
             let _ = events.send(Event::Warning { text });
         }
         let view = self.view(&self.row(row.id.as_str())?);
@@ -359,28 +361,6 @@ impl Daemon {
             Some(end) => bail!("vm `{}` did not end in order: {}", row.name, end.detail),
             None => Ok(Outcome::Done),
         }
-    }
-
-    /// Changes what a vm has from its next start on.
-    pub(crate) async fn set(
-        &self,
-        reference: &str,
-        vcpu: Option<u32>,
-        memory: Option<Mebibytes>,
-    ) -> anyhow::Result<Outcome> {
-        let _alone = self.alone(&self.row(reference)?).await;
-        let row = self.row(reference)?;
-        if !state::allows(Wish::Change, row.state, vmsock::is_alive(&self.paths.vm(row.id.as_str()))) {
-            let text =
-                format!("vm `{}` is running, and has its processors and memory from its start", row.name);
-            return Err(WireError::new(ErrorCode::Invalid, text)
-                .hinted(format!("stop it with `banger vm stop {}` first", row.name))
-                .into());
-        }
-        let (vcpu, memory) = (vcpu.unwrap_or(row.vcpu), memory.unwrap_or(row.memory));
-        check_size(vcpu, memory)?;
-        self.store.set_size(&row.id, vcpu, memory)?;
-        Ok(Outcome::Vm(self.view(&self.row(row.id.as_str())?)))
     }
 
     pub(crate) async fn delete(self: &Arc<Self>, reference: &str, force: bool) -> anyhow::Result<Outcome> {

@@ -7,6 +7,7 @@ use crate::load::{Load, Upload};
 use crate::paths::Paths;
 use crate::plan::CONSOLE_FILE;
 use crate::pull::Wanted;
+use crate::set::Change;
 use crate::store::VmRow;
 use crate::{cache, doctor, setup, vmsock};
 use anyhow::Context as _;
@@ -381,7 +382,11 @@ async fn perform(
         Request::VmStop { vm, grace_ms } => daemon.stop(&vm, VmRequest::Stop { grace_ms }).await,
         Request::VmKill { vm } => daemon.stop(&vm, VmRequest::Kill).await,
         Request::VmDelete { vm, force } => daemon.delete(&vm, force).await,
-        Request::VmSet { vm, vcpu, memory } => daemon.set(&vm, vcpu, memory).await,
+        Request::VmSignal { vm, signal } => daemon.signal(&vm, signal).await,
+        Request::VmStats { vm } => daemon.stats(&vm).await,
+        Request::VmSet { vm, vcpu, memory, disk_size, net } => {
+            daemon.set(&vm, Change { vcpu, memory, disk_size, net }).await
+        }
         Request::VmList => Ok(Outcome::Vms(daemon.store.vms()?.iter().map(|row| daemon.view(row)).collect())),
         Request::VmShow { vm } => {
             let row = daemon.row(&vm)?;
@@ -550,9 +555,14 @@ async fn logs(
         }
         let all = vmsock::read_file(&dir, CONSOLE_FILE);
         let inode = std::fs::symlink_metadata(&path).map_or(0, |metadata| metadata.ino());
-        // A new file begins with what was kept of the old one; what was lost between is lost to the reader too.
-        let from =
-            if inode == seen.0 { usize::try_from(seen.1).unwrap_or(0).min(all.len()) } else { all.len() };
+        let before = usize::try_from(seen.1).unwrap_or(0);
+        let from = match inode == seen.0 {
+            true if before <= all.len() => before,
+            // Begun anew by another boot.
+            true => 0,
+            // A new file begins with what was kept of the old one; what was lost between is lost to the reader too.
+            false => all.len(),
+        };
         seen = (inode, all.len() as u64);
         bytes = all[from..].to_vec();
     }

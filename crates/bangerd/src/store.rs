@@ -201,9 +201,11 @@ impl Store {
         Ok(())
     }
 
-    pub(crate) fn set_size(&self, id: &VmId, vcpu: u32, memory: Mebibytes) -> anyhow::Result<()> {
-        let update = "UPDATE vm SET vcpu = ?, memory = ? WHERE id = ?";
-        self.lock().execute(update, params![vcpu, memory.0, id.as_str()])?;
+    /// Writes down what a vm has from its next start on.
+    pub(crate) fn set_shape(&self, row: &VmRow) -> anyhow::Result<()> {
+        let update = "UPDATE vm SET vcpu = ?, memory = ?, disk_size = ?, spec = ? WHERE id = ?";
+        let values = params![row.vcpu, row.memory.0, row.disk_size.0, row.spec, row.id.as_str()];
+        self.lock().execute(update, values)?;
         Ok(())
     }
 

@@ -100,12 +100,12 @@ fn a_restart_is_another_boot_with_what_was_set() {
     assert_eq!(output.status.code(), Some(2));
     assert_eq!(
         String::from_utf8_lossy(&output.stderr),
-        "error: vm `one` is running, and has its processors and memory from its start\n\
+        "error: vm `one` is running, and has what it was started with until it stops\n\
          hint: stop it with `banger vm stop one` first\n"
     );
     owner.ok(["vm", "stop", "one"]);
     let said = owner.ok(["vm", "set", "--vcpu", "2", "--memory", "512M", "one"]);
-    assert_eq!(said, "one has 2 vcpu and 512 MiB from its next start\n");
+    assert_eq!(said, "one has 2 vcpu, 512 MiB memory, 8 GiB disk and network internet from its next start\n");
     let output = owner.banger(["vm", "set", "--memory", "1M", "one"]).output().unwrap();
     assert_eq!(output.status.code(), Some(2), "{}", show(&output));
     // One that does not run is started.

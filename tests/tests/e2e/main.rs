@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, clippy::print_stdout, reason = "a test")]
 
 mod cgroup;
+mod commands;
 mod config;
 mod crash;
 mod daemon;

@@ -1,9 +1,12 @@
 //! The disk of a vm before its first boot: an empty filesystem with a journal, nearly all of it holes.
+//!
+//! It is laid out so that the guest's kernel can make it larger while it is mounted (`EXT4_IOC_RESIZE_FS`).
 
 use super::WriterError;
 use super::format::{
     self, BG_BLOCK_UNINIT, BG_INODE_UNINIT, BG_INODE_ZEROED, BLOCK, BLOCK_LEN, FIRST_INO, FLAG_EXTENTS,
-    GROUP_BLOCKS, Group, INODE_LEN, JOURNAL_INO, ROOT_INO, RawInode, Superblock,
+    GROUP_BLOCKS, Group, INODE_LEN, JOURNAL_INO, META_GROUP, ROOT_INO, RawInode, Superblock, has_descriptors,
+    has_superblock,
 };
 use super::journal::{self, JOURNAL_BLOCKS};
 use std::fs::File;
@@ -15,6 +18,8 @@ const INODES_PER_GROUP: u32 = 8192;
 const TABLE_BLOCKS: u64 = INODES_PER_GROUP as u64 * INODE_LEN as u64 / BLOCK;
 /// The smallest disk: the journal's group.
 const BLOCKS_MIN: u64 = GROUP_BLOCKS;
+/// Groups of the largest disk, whose descriptors are 16 MiB.
+const GROUPS_MAX: u32 = 262_144;
 
 /// Makes an empty filesystem of `size` bytes (at least 128 MiB) in a new sparse file.
 ///
@@ -22,63 +27,28 @@ const BLOCKS_MIN: u64 = GROUP_BLOCKS;
 /// When the file exists or can't be written, or the size does not fit.
 pub fn format_empty(path: &Path, size: u64, uuid: [u8; 16]) -> Result<(), WriterError> {
     let file = File::options().read(true).write(true).create_new(true).open(path)?;
-    // A last group too small for its own tables would have to be special; it is left out instead.
-    let mut blocks = (size / BLOCK).max(BLOCKS_MIN);
-    if (1..TABLE_BLOCKS + 64).contains(&(blocks % GROUP_BLOCKS)) {
-        blocks -= blocks % GROUP_BLOCKS;
-    }
+    let len = disk_len(size);
+    let blocks = len / BLOCK;
     let groups = u32::try_from(blocks.div_ceil(GROUP_BLOCKS)).map_err(|_| WriterError::TooLarge)?;
-    let desc_blocks = (u64::from(groups) * format::DESC_LEN as u64).div_ceil(BLOCK);
-    if desc_blocks > 4096 {
+    if groups > GROUPS_MAX {
         return Err(WriterError::TooLarge);
     }
-    file.set_len(blocks * BLOCK)?;
+    file.set_len(len)?;
     let seed = Superblock::seed(&uuid);
     // The first group: superblock, descriptors, its bitmaps and table, the root directory, the journal.
-    let tables = 1 + desc_blocks;
+    let tables = base_blocks(0);
     let root_block = tables + 2 + TABLE_BLOCKS;
     let journal_block = root_block + 1;
-    let first_used = journal_block + JOURNAL_BLOCKS;
     journal::write(&file, journal_block, &uuid)?;
     let map = write_inodes(&file, tables + 2, root_block, journal_block, seed)?;
     let mut descriptors = Vec::new();
     let (mut free_blocks, mut free_inodes) = (0u64, 0);
     for number in 0..groups {
-        let start = if number == 0 { tables } else { u64::from(number) * GROUP_BLOCKS };
-        let len = (blocks - u64::from(number) * GROUP_BLOCKS).min(GROUP_BLOCKS);
-        let used = if number == 0 { first_used } else { 2 + TABLE_BLOCKS };
-        let used_inodes = if number == 0 { FIRST_INO - 1 } else { 0 };
-        let mut group = Group {
-            block_bitmap: start,
-            inode_bitmap: start + 1,
-            inode_table: start + 2,
-            free_blocks: (len - used) as u32,
-            free_inodes: INODES_PER_GROUP - used_inodes,
-            inodes_never_used: INODES_PER_GROUP - used_inodes,
-            directories: u32::from(number == 0),
-            flags: BG_INODE_ZEROED,
-            ..Group::default()
-        };
-        if number == 0 {
-            group.inode_bitmap_sum =
-                write_bitmap(&file, start + 1, seed, INODES_PER_GROUP as usize, |bit| {
-                    bit < u64::from(used_inodes) || bit >= u64::from(INODES_PER_GROUP)
-                })?;
-        } else {
-            group.flags |= BG_INODE_UNINIT;
-        }
-        // The kernel computes the bitmap of an untouched group, but not of the last one, which may be short.
-        if number == 0 || number + 1 == groups {
-            let bits = GROUP_BLOCKS as usize;
-            group.block_bitmap_sum = write_bitmap(&file, start, seed, bits, |bit| bit < used || bit >= len)?;
-        } else {
-            group.flags |= BG_BLOCK_UNINIT;
-        }
+        let group = write_group(&file, number, blocks, seed)?;
         free_blocks += u64::from(group.free_blocks);
         free_inodes += group.free_inodes;
         descriptors.extend_from_slice(&group.encode(number, seed));
     }
-    file.write_all_at(&descriptors, BLOCK)?;
     let superblock = Superblock {
         uuid,
         blocks,
@@ -87,10 +57,78 @@ pub fn format_empty(path: &Path, size: u64, uuid: [u8; 16]) -> Result<(), Writer
         groups,
         free_inodes,
         journal: Some(map),
+        grows: true,
     };
-    file.write_all_at(&superblock.encode(), 1024)?;
+    let blocks_of_descriptors: Vec<&[u8]> = descriptors.chunks(BLOCK_LEN).collect();
+    for number in 0..groups {
+        let start = u64::from(number) * GROUP_BLOCKS * BLOCK;
+        if has_superblock(number) {
+            // The first one leaves room for a boot sector.
+            let at = if number == 0 { 1024 } else { start };
+            file.write_all_at(&superblock.encode(number), at)?;
+        }
+        if has_descriptors(number) {
+            let at = start + if has_superblock(number) { BLOCK } else { 0 };
+            file.write_all_at(blocks_of_descriptors[(number / META_GROUP) as usize], at)?;
+        }
+    }
     file.sync_all()?;
     Ok(())
+}
+
+/// Returns how long a disk is that was asked to be `size` bytes: a last group too small for its own tables would have to
+/// be special, and is left out instead.
+#[must_use]
+pub fn disk_len(size: u64) -> u64 {
+    let mut blocks = (size / BLOCK).max(BLOCKS_MIN);
+    if (1..TABLE_BLOCKS + 64).contains(&(blocks % GROUP_BLOCKS)) {
+        blocks -= blocks % GROUP_BLOCKS;
+    }
+    blocks * BLOCK
+}
+
+/// Blocks at the beginning of a group before its own tables.
+fn base_blocks(group: u32) -> u64 {
+    u64::from(has_superblock(group)) + u64::from(has_descriptors(group))
+}
+
+/// Writes what an empty group has besides copies, and returns its descriptor.
+fn write_group(file: &File, number: u32, blocks: u64, seed: u32) -> Result<Group, WriterError> {
+    let first = u64::from(number) * GROUP_BLOCKS;
+    let start = first + base_blocks(number);
+    let len = (blocks - first).min(GROUP_BLOCKS);
+    let is_last = first + len == blocks;
+    // The first has the root directory and the journal as well.
+    let more = if number == 0 { 1 + JOURNAL_BLOCKS } else { 0 };
+    let used = base_blocks(number) + 2 + TABLE_BLOCKS + more;
+    let used_inodes = if number == 0 { FIRST_INO - 1 } else { 0 };
+    let mut group = Group {
+        block_bitmap: start,
+        inode_bitmap: start + 1,
+        inode_table: start + 2,
+        free_blocks: (len - used) as u32,
+        free_inodes: INODES_PER_GROUP - used_inodes,
+        inodes_never_used: INODES_PER_GROUP - used_inodes,
+        directories: u32::from(number == 0),
+        flags: BG_INODE_ZEROED,
+        ..Group::default()
+    };
+    if number == 0 {
+        let bits = INODES_PER_GROUP as usize;
+        group.inode_bitmap_sum = write_bitmap(file, start + 1, seed, bits, |bit| {
+            bit < u64::from(used_inodes) || bit >= u64::from(INODES_PER_GROUP)
+        })?;
+    } else {
+        group.flags |= BG_INODE_UNINIT;
+    }
+    // The kernel computes the bitmap of an untouched group, but not of the last one, which may be short.
+    if number == 0 || is_last {
+        let bits = GROUP_BLOCKS as usize;
+        group.block_bitmap_sum = write_bitmap(file, start, seed, bits, |bit| bit < used || bit >= len)?;
+    } else {
+        group.flags |= BG_BLOCK_UNINIT;
+    }
+    Ok(group)
 }
 
 /// Writes a bitmap and returns the checksum of its first `bits` bits.

@@ -73,10 +73,36 @@ pub(super) struct Superblock {
     pub(super) free_inodes: u32,
     /// The map of the journal's inode.
     pub(super) journal: Option<[u8; 60]>,
+    /// Whether a kernel can make it larger while it is mounted. Without, there is one superblock and nothing else that is
+    /// written more than once.
+    pub(super) grows: bool,
+}
+
+/// Groups whose descriptors fit into one block: a filesystem that grows has them in the first of these groups, and
+/// copies in the second and the last (`meta_bg`), so that more groups need no room kept free.
+pub(super) const META_GROUP: u32 = (BLOCK_LEN / DESC_LEN) as u32;
+
+/// Tells whether a group of a filesystem that grows begins with a superblock: group 0, and powers of 3, 5 and 7
+/// (`sparse_super`).
+pub(super) fn has_superblock(group: u32) -> bool {
+    let is_power = |of: u32| {
+        let mut power = of;
+        while power < group {
+            power = power.saturating_mul(of);
+        }
+        power == group
+    };
+    group <= 1 || [3, 5, 7].into_iter().any(is_power)
+}
+
+/// Tells whether a group of a filesystem that grows has the descriptors of its [`META_GROUP`].
+pub(super) fn has_descriptors(group: u32) -> bool {
+    matches!(group % META_GROUP, 0 | 1) || group % META_GROUP == META_GROUP - 1
 }
 
 impl Superblock {
-    pub(super) fn encode(&self) -> [u8; 1024] {
+    /// Encodes it for the place at the beginning of `group`.
+    pub(super) fn encode(&self, group: u32) -> [u8; 1024] {
         let mut sb = [0; 1024];
         put32(&mut sb, 0x00, self.inodes_per_group * self.groups);
         put32(&mut sb, 0x04, self.blocks as u32);
@@ -94,12 +120,16 @@ impl Superblock {
         put32(&mut sb, 0x4c, 1); // dynamic revision
         put32(&mut sb, 0x54, FIRST_INO);
         put16(&mut sb, 0x58, INODE_LEN as u16);
-        // ext_attr, sparse_super2; has_journal
-        put32(&mut sb, 0x5c, 0x8 | 0x200 | if self.journal.is_some() { 0x4 } else { 0 });
+        put16(&mut sb, 0x5a, low(group));
+        let journal = if self.journal.is_some() { 0x4 } else { 0 };
+        // sparse_super2, which no kernel makes larger; else meta_bg and sparse_super
+        let (copies2, meta, copies) = if self.grows { (0, 0x10, 0x1) } else { (0x200, 0, 0) };
+        // ext_attr; has_journal
+        put32(&mut sb, 0x5c, 0x8 | journal | copies2);
         // filetype, extents, 64bit, flex_bg
-        put32(&mut sb, 0x60, 0x2 | 0x40 | 0x80 | 0x200);
+        put32(&mut sb, 0x60, 0x2 | 0x40 | 0x80 | 0x200 | meta);
         // large_file, huge_file, dir_nlink, extra_isize, metadata_csum
-        put32(&mut sb, 0x64, 0x2 | 0x8 | 0x20 | 0x40 | 0x400);
+        put32(&mut sb, 0x64, 0x2 | 0x8 | 0x20 | 0x40 | 0x400 | copies);
         sb[0x68..0x78].copy_from_slice(&self.uuid);
         if let Some(map) = &self.journal {
             put32(&mut sb, 0xe0, JOURNAL_INO);

@@ -157,8 +157,9 @@ impl Layout {
             groups: self.groups,
             free_inodes,
             journal,
+            grows: false,
         };
-        file.write_all_at(&superblock.encode(), 1024)?;
+        file.write_all_at(&superblock.encode(0), 1024)?;
         file.sync_all()?;
         Ok(self.blocks * BLOCK)
     }

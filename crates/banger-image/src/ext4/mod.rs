@@ -20,5 +20,5 @@ mod journal;
 mod layout;
 mod writer;
 
-pub use empty::format_empty;
+pub use empty::{disk_len, format_empty};
 pub use writer::{Extent, Ino, Meta, Node, Room, Slot, Writer, WriterError, check_xattrs};

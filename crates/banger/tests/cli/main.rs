@@ -5,3 +5,4 @@ mod daemons;
 mod output;
 mod sessions;
 mod support;
+mod vms;

@@ -109,8 +109,8 @@ impl Bench {
         });
     }
 
-    /// Lets a daemon start and delete one vm whose sessions are `script`. Its socket's path is too long for an address.
-    pub(crate) fn vm(&self, script: impl Fn(ExecSpec, bool, &mut Peer) + Send + Sync + 'static) {
+    /// Lets a supervisor answer every request with `script`, and returns its socket. Its path is too long for an address.
+    pub(crate) fn supervisor(&self, script: impl Fn(VmRequest, &mut Peer) + Send + Sync + 'static) -> String {
         let dir = self.path().join("d".repeat(120));
         std::fs::create_dir(&dir).unwrap();
         let here = self.path().join("vm.sock");
@@ -118,12 +118,19 @@ impl Bench {
         std::fs::rename(here, dir.join("vm.sock")).unwrap();
         serve(listener, move |peer| {
             let call: VmCall = peer.next().unwrap().parse().unwrap();
-            let VmRequest::Open { what: SessionKind::Exec(spec), lease } = call.request else {
-                panic!("{call:?}")
+            script(call.request, peer);
+        });
+        dir.join("vm.sock").to_str().unwrap().to_owned()
+    }
+
+    /// Lets a daemon start and delete one vm whose sessions are `script`.
+    pub(crate) fn vm(&self, script: impl Fn(ExecSpec, bool, &mut Peer) + Send + Sync + 'static) {
+        let socket = self.supervisor(move |request, peer| {
+            let VmRequest::Open { what: SessionKind::Exec(spec), lease } = request else {
+                panic!("{request:?}")
             };
             script(*spec, lease, peer);
         });
-        let socket = dir.join("vm.sock").to_str().unwrap().to_owned();
         self.daemon(move |request, peer| match request {
             Request::VmRun(_) | Request::VmStart { .. } => {
                 peer.say(&Event::Planned(plan()));

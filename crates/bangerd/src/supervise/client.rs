@@ -1,11 +1,12 @@
 //! Connections to the vm's own socket: sessions, status, stop.
 
 use super::link::Link;
+use super::terminal;
 use super::vm::{Order, Shared};
 use banger_wire::error::{ErrorCode, WireError};
 use banger_wire::exec::WINDOW;
 use banger_wire::frame::{Frame, Kind, MESSAGE_LEN_MAX};
-use banger_wire::guest::SessionKind;
+use banger_wire::guest::{HostMessage, SessionKind};
 use banger_wire::stream::{FrameReader, FrameWriter, StreamError};
 use banger_wire::vm::{Phase, VmCall, VmEvent, VmRequest};
 use std::collections::VecDeque;
@@ -76,6 +77,18 @@ async fn serve_one(stream: UnixStream, shared: &Rc<Shared>) -> Result<(), Stream
             let _ = shared.orders.send(Order::Use(tell)).await;
             let used = tokio::time::timeout(USE_WAIT, told).await.ok().and_then(Result::ok);
             writer.message(0, &VmEvent::Used(used.unwrap_or_default())).await
+        }
+        VmRequest::Signal { number } => match wait_ready(&mut reader, shared).await {
+            Ok(link) => {
+                link.control_later(&HostMessage::Signal { number });
+                writer.message(0, &VmEvent::Accepted).await
+            }
+            Err(error) => writer.message(0, &VmEvent::Refused(error)).await,
+        },
+        VmRequest::Console => {
+            let _used = shared.use_it();
+            writer.message(0, &VmEvent::Accepted).await?;
+            terminal::serve(reader, writer, shared).await
         }
         VmRequest::Open { what, lease } => {
             let _used = shared.use_it();

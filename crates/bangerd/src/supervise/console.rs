@@ -70,10 +70,24 @@ impl Console {
         Some(printable(&self.tail_line(words)?))
     }
 
-    fn tail_line(&self, words: &str) -> Option<String> {
+    /// Returns the last lines as they are, at most 16 KiB.
+    pub(crate) fn last_lines(&self, lines: usize) -> Vec<u8> {
+        let Some(mut tail) = self.tail() else { return Vec::new() };
+        // The last byte ends the last line, if it is a line's end.
+        let ends = tail.iter().enumerate().rev().skip(1).filter(|(_, byte)| **byte == b'\n');
+        let start = ends.map(|(index, _)| index + 1).nth(lines.saturating_sub(1)).unwrap_or(0);
+        tail.split_off(start)
+    }
+
+    fn tail(&self) -> Option<Vec<u8>> {
         let mut tail = vec![0; self.len.min(TAIL_LEN) as usize];
         let from = self.len - tail.len() as u64;
         self.file.read_exact_at(&mut tail, from).ok()?;
+        Some(tail)
+    }
+
+    fn tail_line(&self, words: &str) -> Option<String> {
+        let tail = self.tail()?;
         let text = String::from_utf8_lossy(&tail);
         let line = text.lines().rev().find(|line| !line.trim().is_empty() && line.contains(words))?;
         Some(line.to_owned())
@@ -130,6 +144,22 @@ mod tests {
         assert_eq!(console.last_line().unwrap(), "last \\u{1b}[31m");
         assert_eq!(console.last_after("la").unwrap(), "st \\u{1b}[31m");
         assert_eq!(console.last_after("first"), None);
+        assert_eq!(console.last_lines(1), b"last \x1b[31m\n");
+        assert_eq!(
+            console.last_lines(2).len(),
+            super::TAIL_LEN as usize,
+            "the other line is longer than that"
+        );
+    }
+
+    #[test]
+    fn the_last_lines_may_be_all_there_are() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut console = Console::create(&dir.path().join("console.log")).unwrap();
+        assert_eq!(console.last_lines(5), b"");
+        console.write(b"one\r\ntwo\r\nprompt# ").unwrap();
+        assert_eq!(console.last_lines(5), b"one\r\ntwo\r\nprompt# ");
+        assert_eq!(console.last_lines(2), b"two\r\nprompt# ");
     }
 
     #[test]

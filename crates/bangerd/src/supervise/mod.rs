@@ -21,6 +21,7 @@ mod machine;
 mod monitor;
 mod net;
 pub(crate) mod root;
+mod terminal;
 mod vm;
 
 use crate::plan::{DISK_FILE, END_FILE, PLAN_FILE, VmPlan};

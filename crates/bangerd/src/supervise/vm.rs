@@ -2,9 +2,11 @@
 
 use super::console::{Console, HaltWatch};
 use super::link::{Link, Source};
+use super::machine::Started;
 use super::monitor::Monitor;
 use super::net::starter::Starter;
 use super::net::{Child, Network, State};
+use super::terminal::Terminal;
 use super::{client, confine, counters, machine, root};
 use crate::plan::{
     CONSOLE_FILE, SAVED_FILE, SAVED_INSIDE, SOCKET_FILE, STATE_FILE, STATE_INSIDE, Start, VmPlan,
@@ -38,6 +40,10 @@ const PANIC: &str = "Kernel panic";
 /// How often a boot that comes to nothing is started again.
 const RESTARTS_MAX: u32 = 3;
 
+/// Warnings of a guest that are passed on, and characters of each.
+const WARNINGS_MAX: usize = 4;
+const WARNING_LEN_MAX: usize = 300;
+
 /// How often a vm that waits for room on the host's disk tries again.
 const RESUME_EVERY: Duration = Duration::from_secs(5);
 
@@ -69,6 +75,7 @@ pub(crate) struct Shared {
     pub(crate) sessions: watch::Sender<usize>,
     pub(crate) link: RefCell<Option<Link>>,
     pub(crate) started_by_root: bool,
+    pub(crate) terminal: Terminal,
 }
 
 /// A connection that uses the vm, as long as this lives.
@@ -110,6 +117,7 @@ pub(crate) async fn run(plan: &VmPlan, kept: &[RawFd], starter: Option<Starter>)
         timings: Vec::new(),
         watchdog_restarts: 0,
         network_warning: None,
+        guest_warnings: Vec::new(),
         paused: None,
         leased: false,
         auto_stop_at: None,
@@ -121,6 +129,7 @@ pub(crate) async fn run(plan: &VmPlan, kept: &[RawFd], starter: Option<Starter>)
         sessions: watch::channel(0).0,
         link: RefCell::new(None),
         started_by_root: plan.run_as.is_some(),
+        terminal: Terminal::default(),
     });
     let socket = Path::new(root::VM_DIR).join(SOCKET_FILE);
     let _ = std::fs::remove_file(&socket);
@@ -240,7 +249,8 @@ impl Life<'_> {
         let agent = Source::new(launch.agent.clone()).context("listen for the agent")?;
         let keep = self.network.tap().into_iter().chain(self.kept.iter().copied()).chain(saved_fd).collect();
         let confinement = confine::vmm(self.plan)?;
-        let (process, output) = machine::start(&launch, keep, confinement, &self.network.thread).await?;
+        let started = machine::start(&launch, keep, confinement, &self.network.thread).await?;
+        let Started { process, output, input } = started;
         self.shared.status.send_modify(|status| {
             status.phase = Phase::Booting;
             status.vmm_pid = Some(process.pid());
@@ -252,7 +262,9 @@ impl Life<'_> {
         let (heard, hears) = watch::channel(());
         let (halts, halted) = watch::channel(false);
         let console = Rc::new(RefCell::new(Console::create(&Path::new(root::VM_DIR).join(CONSOLE_FILE))?));
-        let reading = tokio::task::spawn_local(read_console(output, console.clone(), heard, halts));
+        self.shared.terminal.connect(console.clone(), input)?;
+        let read = read_console(output, self.shared.clone(), console.clone(), heard, halts);
+        let reading = tokio::task::spawn_local(read);
         Ok(Vmm { process, agent, control: launch.control, counters, console, reading, hears, halted })
     }
 
@@ -471,8 +483,13 @@ impl Life<'_> {
                 }
                 link.control_later(&HostMessage::Configure(Box::new(config)));
             }
-            GuestMessage::Configured { boot_id, .. } if self.is_booting() => {
-                self.shared.status.send_modify(|status| status.boot_id = Some(boot_id));
+            GuestMessage::Configured { boot_id, warnings, .. } if self.is_booting() => {
+                let printable = |text: String| text.escape_debug().take(WARNING_LEN_MAX).collect();
+                let warnings = warnings.into_iter().take(WARNINGS_MAX).map(printable).collect();
+                self.shared.status.send_modify(|status| {
+                    status.boot_id = Some(boot_id);
+                    status.guest_warnings = warnings;
+                });
                 *self.shared.link.borrow_mut() = Some(link.clone());
                 self.stage("configure guest");
                 self.configured = true;
@@ -670,6 +687,7 @@ fn unix_ns() -> u64 {
 /// Copies the console into its file and tells that there was something, and of a kernel's last line.
 async fn read_console(
     output: OwnedFd,
+    shared: Rc<Shared>,
     console: Rc<RefCell<Console>>,
     heard: watch::Sender<()>,
     halts: watch::Sender<bool>,
@@ -685,6 +703,7 @@ async fn read_console(
         heard.send_replace(());
         // What a full disk has no room for is lost; the guest would wait for it otherwise.
         let _ = console.borrow_mut().write(&chunk[..len]);
+        shared.terminal.show(&chunk[..len]);
         if halt.sees(&chunk[..len]) {
             halts.send_replace(true);
         }

@@ -458,6 +458,18 @@ static uint8_t transfer(uint32_t number, uint32_t kind)
 	return status;
 }
 
+/* Prints what is typed on the serial line, up to the end of a line. */
+static void echo(void)
+{
+	uint8_t typed;
+	do {
+		while (!(in8(0x3fd) & 0x01))
+			;
+		typed = in8(0x3f8);
+		put(&typed, 1);
+	} while (typed != '\n');
+}
+
 static uint32_t number(const uint8_t *at)
 {
 	return at[0] | at[1] << 8 | at[2] << 16 | (uint32_t)at[3] << 24;
@@ -517,6 +529,9 @@ static void perform(const uint8_t *at, const uint8_t *end, const char *cmdline)
 		case 'v':
 			find(value, 0);
 			say("there");
+			break;
+		case 'i':
+			echo();
 			break;
 		case 'f':
 			for (;;)

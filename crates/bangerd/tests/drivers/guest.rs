@@ -118,6 +118,11 @@ impl Script {
         self.with(b'v', kind)
     }
 
+    /// Prints what is typed, up to the end of a line.
+    pub(crate) fn echo(self) -> Self {
+        self.with(b'i', 0)
+    }
+
     /// Prints without end.
     pub(crate) fn flood(self) -> Self {
         self.with(b'f', 0)

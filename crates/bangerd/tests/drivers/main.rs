@@ -15,6 +15,8 @@
 mod guest;
 mod vm;
 
+use banger_wire::exec::{ExitStatus, STDIN, STDOUT, SessionEvent, WINDOW};
+use banger_wire::frame::{Frame, Kind};
 use banger_wire::guest::{GENERATION, GuestMessage, Hello, VSOCK_PORT};
 use banger_wire::vm::{EndReason, Phase, VmEvent, VmRequest};
 use guest::Script;
@@ -98,7 +100,11 @@ impl Bench {
         script
             .send(&hello())
             .wait_for("configure")
-            .send(&GuestMessage::Configured { boot_id: "a boot".to_owned(), timings: Vec::new() })
+            .send(&GuestMessage::Configured {
+                boot_id: "a boot".to_owned(),
+                timings: Vec::new(),
+                warnings: Vec::new(),
+            })
             .send(&GuestMessage::InitReady)
     }
 
@@ -192,6 +198,8 @@ with_each_driver! {
         a_killed_supervisor_takes_everything_along
         a_vmm_that_fails_at_once_says_why
         a_flood_on_the_console_is_bounded
+        the_console_is_typed_at_by_several
+        whoever_does_not_read_the_console_misses_output_and_holds_up_nobody
         a_link_to_the_network_is_there_or_the_vm_boots_without
     }
     {
@@ -279,6 +287,82 @@ fn a_flood_on_the_console_is_bounded(bench: &Bench) {
     vm.request(VmRequest::Kill);
     assert_eq!(vm.end().reason, EndReason::Killed);
     assert!(fs::metadata(vm.path("console.log")).unwrap().len() <= 1 << 20);
+}
+
+/// A client of the console, past what it is told first.
+fn attach(vm: &Vm) -> vm::Answers {
+    let mut client = vm.request(VmRequest::Console);
+    assert_eq!(client.next(), Some(VmEvent::Accepted));
+    client
+}
+
+/// Takes a console's output until it has this, and gives room for as much again.
+fn read_console(client: &mut vm::Answers, text: &str) -> String {
+    let mut said = String::new();
+    while !said.contains(text) {
+        let frame = client.next_frame().unwrap_or_else(|| panic!("it ended: {said}"));
+        if frame.kind == Kind::Data {
+            said.push_str(&String::from_utf8_lossy(&frame.payload));
+            client.send(&Frame::credit(0, STDOUT, u32::try_from(frame.payload.len()).unwrap()));
+        }
+    }
+    said
+}
+
+fn the_console_is_typed_at_by_several(bench: &Bench) {
+    let script = Script::default().print("before\n").echo().print("between\n").echo().print("after\n");
+    let vm = bench.start(&script);
+    vm.wait_for_console("before\n");
+    let (mut one, mut other) = (attach(&vm), attach(&vm));
+    read_console(&mut one, "before\n");
+    one.send(&Frame::data(0, STDIN, b"typed by one\n".to_vec()));
+    let said = read_console(&mut other, "between\n");
+    assert_eq!(said, "before\ntyped by one\nbetween\n");
+    // More than any buffer of a serial line, taken as fast as the guest does.
+    let long = format!("{}\n", "x".repeat(100_000));
+    other.send(&Frame::data(0, STDIN, long.as_bytes()[..60_000].to_vec()));
+    other.send(&Frame::data(0, STDIN, long.as_bytes()[60_000..].to_vec()));
+    let said = read_console(&mut one, "after\n");
+    assert!(said.ends_with(&format!("between\n{long}after\n")), "{} bytes", said.len());
+    let mut granted = 0;
+    while granted < long.len() {
+        let frame = other.next_frame().unwrap();
+        if (frame.kind, frame.channel) == (Kind::Credit, STDIN) {
+            granted += frame.parse_credit().unwrap() as usize;
+        }
+    }
+    vm.request(VmRequest::Kill);
+    let ends = std::iter::from_fn(|| other.next_frame()).filter(|frame| frame.kind == Kind::Message);
+    let ends: Vec<SessionEvent> = ends.map(|frame| frame.parse().unwrap()).collect();
+    assert_eq!(ends, [SessionEvent::Exited(ExitStatus::Code(0))]);
+    vm.end();
+}
+
+fn whoever_does_not_read_the_console_misses_output_and_holds_up_nobody(bench: &Bench) {
+    let vm = bench.start(&Script::default().flood());
+    // One that does not even take it off, one that gives no room for more, and one that does as it should.
+    let (_silent, mut idle, mut reader) = (attach(&vm), attach(&vm), attach(&vm));
+    let mut seen = 0;
+    while seen < 4 << 20 {
+        let frame = reader.next_frame().unwrap();
+        if frame.kind == Kind::Data {
+            seen += frame.payload.len();
+            reader.send(&Frame::credit(0, STDOUT, u32::try_from(frame.payload.len()).unwrap()));
+        }
+    }
+    let (mut said, mut has_room) = (String::new(), false);
+    while !said.contains("\r\n[output is missing here]\r\n") {
+        // It is sent no more than it has room for, so what comes then is later.
+        if !has_room && said.len() + 64 > WINDOW as usize {
+            has_room = true;
+            idle.send(&Frame::credit(0, STDOUT, WINDOW));
+        }
+        let frame = idle.next_frame().unwrap();
+        said.push_str(&String::from_utf8_lossy(&frame.payload));
+        assert!(said.len() <= 2 * WINDOW as usize, "{} bytes", said.len());
+    }
+    vm.request(VmRequest::Kill);
+    assert_eq!(vm.end().reason, EndReason::Killed);
 }
 
 /// There is no `nft`, so the policy can't be in force and nothing is let out; the link to the guest is made all the same.

@@ -188,10 +188,22 @@ pub(crate) struct Answers {
 impl Answers {
     /// The next one; none when the supervisor has closed the connection.
     pub(crate) fn next(&mut self) -> Option<VmEvent> {
+        self.next_frame().map(|frame| frame.parse().unwrap())
+    }
+
+    /// Says more.
+    pub(crate) fn send(&mut self, frame: &Frame) {
+        let mut bytes = Vec::new();
+        frame.encode(&mut bytes);
+        self.stream.write_all(&bytes).unwrap();
+    }
+
+    /// The next answer that need not be an event.
+    pub(crate) fn next_frame(&mut self) -> Option<Frame> {
         let mut chunk = vec![0; DATA_LEN_MAX];
         loop {
             if let Some(frame) = self.decoder.next_frame().unwrap() {
-                return Some(frame.parse().unwrap());
+                return Some(frame);
             }
             match self.stream.read(&mut chunk) {
                 Ok(0) => return None,

@@ -148,7 +148,7 @@ async fn run_again(
         let text = format!("vm `{}` stays as it was made: {} is for new ones", vm.name, given.join(", "));
         context.ui.warning(&text);
     }
-    if vm.state == VmState::Running {
+    if matches!(vm.state, VmState::Running | VmState::Starting) {
         context.ui.note(&format!("back in vm `{}`", vm.name));
     } else {
         let default_wait = if run.command.is_empty() { Wait::Boot } else { Wait::Agent };

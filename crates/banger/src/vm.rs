@@ -10,10 +10,11 @@ use crate::signal_name::SIGKILL;
 use crate::stop::{Ended, Stop, invalid};
 use crate::streams;
 use crate::table::{Table, render_pairs};
-use crate::text::{age, bytes, date, now};
+use crate::text::{age, bytes, date, duration, now};
 use crate::{console, logs, run, stats, workspace};
 use banger_wire::bytes::ByteString;
 use banger_wire::daemon::{NetMode, Pruned, Request, VmState, VmView};
+use std::time::Duration;
 
 const START: Doing = Doing { verb: "start", done: "started" };
 const STOP: Doing = Doing { verb: "stop", done: "stopped" };
@@ -183,7 +184,7 @@ fn vm_pairs(vm: &VmView, now: i64) -> String {
         ("boot restarts", restarts),
         ("workspace", workspace),
         ("caches", caches),
-        ("stops by itself", vm.auto_stop_at.map(|at| format!("{}, unless it is used before", date(at, now)))),
+        ("stops by itself", vm.auto_stop_at.map(|at| stop_text(at, now))),
         ("created", Some(date(vm.created, now))),
         ("deleted at end", vm.rm.then(|| "yes".to_owned())),
         ("directory", Some(vm.dir.clone())),
@@ -196,6 +197,12 @@ fn vm_pairs(vm: &VmView, now: i64) -> String {
 
 fn path_text(path: &ByteString) -> String {
     path.as_os_str().to_string_lossy().into_owned()
+}
+
+/// When a vm that nobody uses stops.
+fn stop_text(at: i64, now: i64) -> String {
+    let left = Duration::from_secs(u64::try_from(at.saturating_sub(now)).unwrap_or(0));
+    format!("in {}, unless it is used before", duration(left))
 }
 
 /// Returns a state as a word.
@@ -266,4 +273,13 @@ fn report(context: &Context, pruned: &Pruned, json: bool) -> Ended {
         context.ui.data(&format!("freed {}\n", bytes(pruned.freed_bytes)))?;
     }
     Ok(0)
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_time_to_come_is_said_as_such() {
+        assert_eq!(super::stop_text(1_000_090, 1_000_000), "in 1 min 30 s, unless it is used before");
+        assert_eq!(super::stop_text(5, 9), "in 0 ms, unless it is used before");
+    }
 }

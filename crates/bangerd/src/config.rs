@@ -352,6 +352,34 @@ mod tests {
     }
 
     #[test]
+    fn every_field_is_among_the_keys() {
+        for (table, prefix) in [
+            ("", ""),
+            ("[vm_defaults]\n", "vm_defaults."),
+            ("[limits]\n", "limits."),
+            ("[firecracker]\n", "firecracker."),
+            ("[registry.r]\n", "registry.*."),
+            ("[[file_sync]]\n", "file_sync[]."),
+            ("[[cache]]\n", "cache[]."),
+        ] {
+            // Serde names them all when it is given another one.
+            let error = toml::from_str::<Config>(&format!("{table}another = 1\n")).unwrap_err();
+            let (_, fields) = error.message().split_once("expected ").unwrap();
+            let fields: Vec<&str> = fields.split('`').skip(1).step_by(2).collect();
+            assert!(!fields.is_empty(), "{error}");
+            for field in fields {
+                let name = format!("{prefix}{field}");
+                let is_known = |key: &super::keys::Key| {
+                    key.name
+                        .strip_prefix(&name)
+                        .is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+                };
+                assert!(super::keys::CONFIG.iter().any(is_known), "`{name}` is in no list of keys");
+            }
+        }
+    }
+
+    #[test]
     fn what_lacks_something_is_named_with_its_line() {
         let error = Config::parse("\n[[file_sync]]\nmode = '600'\n", Path::new("/c")).unwrap_err();
         assert_eq!(error.causes, ["line 2: missing field `host`"]);

@@ -401,6 +401,31 @@ mod tests {
     }
 
     #[test]
+    fn depth_is_no_way_to_end_the_daemon() {
+        let len = usize::try_from(banger_wire::daemon::ProjectFile::LEN_MAX).unwrap();
+        for text in [
+            format!("image{} = 1", ".a".repeat(len / 2 - 5)),
+            format!("[image{}]", ".a".repeat(len / 2 - 5)),
+            format!("image = {}", "[".repeat(len - 10)),
+            format!("image = {}1{}", "[".repeat(len / 2 - 10), "]".repeat(len / 2 - 10)),
+            format!("image = {}", "{a=".repeat(len / 3 - 10)),
+            format!("{} = 1", vec!["a"; len / 2 - 5].join(".")),
+        ] {
+            // On a stack as the daemon's threads have.
+            assert!(look_through(&text, PROJECT, "", "").is_err(), "{}", &text[..20]);
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_text_is_values_or_an_error(text in "([a-z_.\"'=\\[\\]{}\n,0-9#-]|image|cache|net|\\PC){0,60}") {
+            for keys in [CONFIG, PROJECT] {
+                let _ = look_through(&text, keys, "", "");
+            }
+        }
+    }
+
+    #[test]
     fn every_key_is_in_its_reference() {
         let page = include_str!("../../../../docs/config.md");
         for key in CONFIG.iter().chain(PROJECT) {

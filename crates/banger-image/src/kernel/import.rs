@@ -40,8 +40,10 @@ impl KernelFiles {
     /// taken.
     ///
     /// # Errors
-    /// When there is none, or several and none is of the release.
+    /// When the directory can't be read, there is none in it, or several and none is of the release.
     pub fn find(dir: &Path, release: Option<&str>) -> Result<Self, KernelError> {
+        // Distributions close `/boot` to users; only what is below may be missing.
+        fs::read_dir(dir).map_err(|source| KernelError::Read { path: dir.to_owned(), source })?;
         let mut found = Vec::new();
         for place in [dir.to_owned(), dir.join("boot")] {
             let Ok(entries) = fs::read_dir(&place) else { continue };
@@ -252,6 +254,15 @@ mod tests {
         assert!(list.contains("virtio_blk: virtio.ko virtio_blk.ko\n"), "{list}");
         assert!(out.path().join("modules.ext4").exists() && out.path().join("boot/virtio.ko").exists());
         assert_eq!(KernelFiles::find(root.path(), Some("6.1.0-test")).unwrap().kernel, files.kernel);
+    }
+
+    #[test]
+    fn a_directory_that_is_not_there_is_not_one_without_a_kernel() {
+        let dir = tempfile::tempdir().unwrap();
+        let none = dir.path().join("none");
+        let error = KernelFiles::find(&none, None).unwrap_err();
+        assert!(matches!(&error, KernelError::Read { path, .. } if *path == none), "{error}");
+        assert!(matches!(KernelFiles::find(dir.path(), None), Err(KernelError::NotFound(_))));
     }
 
     #[test]

@@ -136,6 +136,8 @@ impl LocalImage {
         platform: &Platform,
         limits: &Limits,
     ) -> Result<Self, LocalError> {
+        let read = |source| LocalError::Read { name: dir.display().to_string(), source };
+        std::fs::metadata(dir).map_err(read)?;
         let mut images = in_index(&Files::Directory(dir), tag, platform, limits)?;
         match (images.pop(), images.is_empty()) {
             (Some((_, image)), true) => Ok(image),

@@ -180,6 +180,17 @@ fn an_image_is_chosen_by_name_and_platform() {
 
 /// A layout with one thing about it changed, and what is said of it.
 #[test]
+fn a_directory_that_is_not_there_is_said_to_be_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let find =
+        |dir: &Path| chain(&LocalImage::in_layout(dir, None, &platform(), &Limits::default()).unwrap_err());
+    let none = dir.path().join("none");
+    let expected = format!("could not read `{}`: No such file or directory (os error 2)", none.display());
+    assert_eq!(find(&none), expected);
+    assert!(find(dir.path()).starts_with("there is no image in it"), "{}", find(dir.path()));
+}
+
+#[test]
 fn a_layout_that_lies_is_refused() {
     let content = sample();
     let manifest_digest = Digest::of(&content.manifests["latest"].1).to_string();
@@ -492,9 +503,6 @@ fn what_is_no_regular_file_is_not_opened() {
     assert!(made.success());
     let error = LocalImage::in_layout(dir.path(), None, &platform(), &Limits::default()).unwrap_err();
     assert_eq!(chain(&error), "could not read `index.json`: it is not a regular file");
-    let error =
-        LocalImage::in_layout(&dir.path().join("none"), None, &platform(), &Limits::default()).unwrap_err();
-    assert!(matches!(error, LocalError::Nothing));
     let mut file = std::fs::File::create(dir.path().join("file")).unwrap();
     file.write_all(b"x").unwrap();
     let error =

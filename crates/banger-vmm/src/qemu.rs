@@ -76,7 +76,12 @@ pub fn launch(plan: &MachinePlan) -> Launch {
             NetLink::Loose => "hubport,id=net,hubid=0".to_owned(),
         };
         args.pair("-netdev", link);
-        args.pair("-device", format!("virtio-net-pci,netdev=net,mac={},romfile=", net.mac));
+        // A machine that goes on elsewhere would be asked to announce its address. There is nobody to hear that, and Linux
+        // 6.12 deadlocks over it when the interface is taken down meanwhile.
+        args.pair(
+            "-device",
+            format!("virtio-net-pci,netdev=net,mac={},guest_announce=off,romfile=", net.mac),
+        );
     }
     // After everything that has a number in the guest. Its size is never set: it takes pages only that the guest has freed.
     let reporting = if plan.gives_memory_back { "on" } else { "off" };

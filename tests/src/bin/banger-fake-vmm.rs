@@ -126,7 +126,8 @@ impl Guest {
                 self.say(&GuestMessage::ConfigureFailed { stage, message })?;
             }
             HostMessage::Configure(_) => {
-                self.say(&GuestMessage::Configured { boot_id: "none".to_owned(), timings: Vec::new() })?;
+                let (timings, warnings) = (Vec::new(), Vec::new());
+                self.say(&GuestMessage::Configured { boot_id: "none".to_owned(), timings, warnings })?;
                 self.say(&GuestMessage::InitReady)?;
                 self.misbehave()?;
             }
@@ -146,7 +147,10 @@ impl Guest {
                 self.say(&GuestMessage::GoingDown { reboot })?;
                 return Ok(false);
             }
-            HostMessage::Open { .. } | HostMessage::Heartbeat { .. } => {}
+            HostMessage::Open { .. }
+            | HostMessage::Heartbeat { .. }
+            | HostMessage::Signal { .. }
+            | HostMessage::Console { .. } => {}
         }
         Ok(true)
     }

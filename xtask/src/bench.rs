@@ -131,7 +131,9 @@ impl Floor {
             drives: Vec::new(),
             net: None,
             run_dir: dir.path().to_owned(),
-            saved_fd: None,
+            gives_memory_back: false,
+            to_be_saved: false,
+            saved: None,
         };
         Ok(Self { launch: banger_vmm::launch(&plan), _dir: dir })
     }

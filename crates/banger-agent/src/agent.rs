@@ -101,11 +101,15 @@ fn report_init(starting: Option<Readiness>, out: mpsc::Sender<Frame>) {
 async fn greet(incoming: &mut Incoming, out: &mpsc::Sender<Frame>) -> io::Result<Option<GuestConfig>> {
     let hello = GuestMessage::Hello(hello()?);
     let mut again = tokio::time::interval(HELLO_EVERY);
+    let port = incoming.port();
     loop {
         tokio::select! {
-            // A full queue means that nobody reads; the next tick tries again.
+            () = port.broken() => return Err(io::ErrorKind::ConnectionReset.into()),
             _ = again.tick() => if let Ok(frame) = Frame::message(0, &hello) {
-                let _ = out.try_send(frame);
+                // A full queue means that nobody reads; the next tick tries again.
+                if let Err(mpsc::error::TrySendError::Closed(_)) = out.try_send(frame) {
+                    return Err(io::ErrorKind::BrokenPipe.into());
+                }
             },
             frame = incoming.next() => match frame? {
                 None => return Ok(None),

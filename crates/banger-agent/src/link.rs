@@ -29,6 +29,11 @@ pub(crate) struct Incoming {
 }
 
 impl Incoming {
+    /// The stream that is read.
+    pub(crate) fn port(&self) -> Port {
+        self.port.clone()
+    }
+
     /// Returns the next frame, or none at the end of the stream.
     pub(crate) async fn next(&mut self) -> std::io::Result<Option<Frame>> {
         loop {

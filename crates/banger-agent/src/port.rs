@@ -12,7 +12,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use tokio::io::unix::AsyncFd;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 
 /// One end of the stream; clones share the descriptor, one reads and one writes.
 #[derive(Debug, Clone)]
@@ -39,6 +39,16 @@ impl Port {
         };
         let file = std::fs::OpenOptions::new().read(true).write(true).open(path)?;
         Self::new(file.into(), false)
+    }
+}
+
+impl Port {
+    /// Waits until the stream has broken, as far as it can. Of a vsock whose connections the host has reset, only this
+    /// tells: nothing can be read from it, not even an end, and so nobody who waits to read wakes up.
+    pub(crate) async fn broken(&self) {
+        if !self.ends || self.fd.ready(Interest::ERROR).await.is_err() {
+            std::future::pending::<()>().await;
+        }
     }
 }
 

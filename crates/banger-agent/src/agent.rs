@@ -1,5 +1,6 @@
 //! The agent: greeting, configuration, then sessions until the end.
 
+use crate::beside;
 use crate::command::Defaults;
 use crate::console::Console;
 use crate::guest::{self, Failure};
@@ -185,7 +186,7 @@ impl Control for Local {
                 let out = out.clone();
                 tokio::task::spawn_local(async move {
                     // Blocks for as long as the disk needs; sessions go on meanwhile.
-                    let _ = tokio::task::spawn_blocking(rustix::fs::sync).await;
+                    beside::finish(rustix::fs::sync).await;
                     link::send(&out, &GuestMessage::Synced).await;
                 });
             }
@@ -213,7 +214,7 @@ fn reply(out: &mpsc::Sender<Frame>, message: GuestMessage) {
 /// Writes everything to the disk, then leaves the rest to systemd where it is process 1, or ends the machine.
 fn shut_down(reboot: bool, disks: Vec<String>, out: mpsc::Sender<Frame>) {
     tokio::task::spawn_local(async move {
-        let _ = tokio::task::spawn_blocking(rustix::fs::sync).await;
+        beside::finish(rustix::fs::sync).await;
         link::send(&out, &GuestMessage::GoingDown { reboot }).await;
         let systemd = std::path::Path::new("/run/systemd/private").exists();
         if systemd {
@@ -223,6 +224,6 @@ fn shut_down(reboot: bool, disks: Vec<String>, out: mpsc::Sender<Frame>) {
                 return;
             }
         }
-        let _ = tokio::task::spawn_blocking(move || shutdown::power_off(reboot, &disks)).await;
+        beside::finish(move || shutdown::power_off(reboot, &disks)).await;
     });
 }

@@ -9,6 +9,7 @@
 //! Nothing here resolves a name through the C library: that would load the guest's own libraries.
 
 mod agent;
+mod beside;
 mod changes;
 mod command;
 mod console;

@@ -4,6 +4,7 @@
 //! piles up in the guest. Input is acknowledged once the program has taken it. `Exited` follows the last byte of
 //! output; a process left in the background that keeps the pipes open is waited for only while it still writes.
 
+use crate::beside;
 use crate::changes::ExportError;
 use crate::command::{Defaults, Prepared, prepare};
 use banger_sys::child;
@@ -129,7 +130,7 @@ where
     let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
     let _ = rustix::pipe::fcntl_setpipe_size(&reader, PIPE_LEN);
     let reader = tokio::net::unix::pipe::Receiver::from_owned_fd(reader)?;
-    let walk = tokio::task::spawn_blocking(move || walk(std::fs::File::from(writer)));
+    let walk = beside::start(move || walk(std::fs::File::from(writer)))?;
     let output = Output::new();
     let pump = pump_output(session, STDOUT, Box::new(reader), Rc::clone(&output), out.clone());
     tokio::pin!(pump);
@@ -160,12 +161,17 @@ pub(crate) async fn exchange_items(
 ) {
     let (input, feed) = channel::reader();
     let (output, pieces) = channel::writer();
-    let work = tokio::task::spawn_blocking(move || work(input, output));
-    // Dropping the streams' other ends makes the work end, too.
-    if carry(session, feed, pieces, &mut inbox, &out).await.is_none() {
-        return;
-    }
-    let event = match work.await.map_err(std::io::Error::other).flatten() {
+    let done = match beside::start(move || work(input, output)) {
+        Ok(work) => {
+            // Dropping the streams' other ends makes the work end, too.
+            if carry(session, feed, pieces, &mut inbox, &out).await.is_none() {
+                return;
+            }
+            work.await.map_err(std::io::Error::other).flatten()
+        }
+        Err(error) => Err(error),
+    };
+    let event = match done {
         Ok(()) => SessionEvent::Exited(ExitStatus::Code(0)),
         Err(error) => {
             let message = format!("could not {what} in the guest");

@@ -63,11 +63,21 @@ pub fn become_user(uid: u32, gid: u32) -> io::Result<()> {
 }
 
 /// Prepares a command whose process is not trusted: no new privileges, its own session, dies with its parent, and keeps
-/// the descriptors in `keep` across `exec`, and no others that this process may have been given open.
+/// the descriptors in `keep` across `exec`, and no others that this process may have been given open. It does not hear
+/// SIGTERM, SIGINT and SIGHUP: a host that goes down sends them to every process, and whoever started this one ends it in
+/// its own order.
 pub fn untrusted(command: &mut Command, keep: Vec<RawFd>) {
     let setup = move || {
-        // SAFETY: async-signal-safe calls on numbers prepared before the fork.
+        // SAFETY: async-signal-safe calls on numbers prepared before the fork, and on a set that lives as long as they do.
         unsafe {
+            let mut blocked: libc::sigset_t = std::mem::zeroed();
+            libc::sigemptyset(&raw mut blocked);
+            for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
+                libc::sigaddset(&raw mut blocked, signal);
+            }
+            if libc::sigprocmask(libc::SIG_BLOCK, &raw const blocked, std::ptr::null_mut()) != 0 {
+                return Err(io::Error::last_os_error());
+            }
             if libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0
                 || libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0) != 0
                 || libc::setsid() < 0

@@ -1,6 +1,6 @@
 //! Making, stopping, starting and removing vms.
 
-use crate::support::{IMAGE, Owner, has, is_root, run, show, skip};
+use crate::support::{IMAGE, Owner, has, is_root, run, show, skip, wait_for};
 
 #[test]
 fn what_was_written_is_there_after_a_stop() {
@@ -20,6 +20,32 @@ fn what_was_written_is_there_after_a_stop() {
     owner.ok(["vm", "kill", "keep"]);
     assert_eq!(owner.json(&["vm", "show", "--json", "keep"])["state"], "stopped");
     owner.ok(["vm", "delete", "keep"]);
+    owner.assert_nothing_left();
+}
+
+#[test]
+fn a_host_that_goes_down_ends_vms_in_order() {
+    let owner = Owner::with_store();
+    owner.ok(["vm", "create", "--name", "keep", "--image", IMAGE, "--wait", "agent"]);
+    owner.ok(["vm", "exec", "keep", "--", "sh", "-c", "echo kept >/root/file"]);
+    // What a service manager does at the end: every process of the user hears it at once.
+    for line in owner.processes() {
+        let pid = line.split(' ').next().unwrap();
+        // Some have gone with others.
+        let _ = std::process::Command::new("kill").args(["-TERM", pid]).output().unwrap();
+    }
+    wait_for("everything has ended", || {
+        let processes = owner.processes();
+        if processes.is_empty() { Ok(()) } else { Err(format!("{processes:#?}")) }
+    });
+    let vm = owner.json(&["vm", "show", "--json", "keep"]);
+    assert_eq!(vm["state"], "stopped", "{vm}");
+    let disk = format!("{}/disk.raw", vm["dir"].as_str().unwrap());
+    let features = run(owner.program("dumpe2fs").args(["-h", &disk]));
+    assert!(!features.contains("needs_recovery"), "{features}");
+    owner.ok(["vm", "start", "keep"]);
+    assert_eq!(owner.ok(["vm", "exec", "keep", "--", "cat", "/root/file"]), "kept\n");
+    owner.ok(["vm", "delete", "--force", "keep"]);
     owner.assert_nothing_left();
 }
 

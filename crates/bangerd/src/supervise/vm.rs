@@ -28,6 +28,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::UnixListener;
 use tokio::net::unix::pipe::Receiver;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
@@ -49,6 +50,8 @@ const RESUME_EVERY: Duration = Duration::from_secs(5);
 
 /// What a vm that nobody uses gets to stop in order.
 const IDLE_GRACE_MS: u64 = 30_000;
+/// The same when the host goes down; whoever ends its processes gives them 90 s as a rule.
+const TERM_GRACE_MS: u64 = 30_000;
 /// How long a vm that is ended by force may take to put what is in its caches on the disk. Its own disk goes, or may have
 /// lost what was not synced; a cache is the next vm's.
 const FLUSH_TIME: Duration = Duration::from_secs(10);
@@ -135,6 +138,13 @@ pub(crate) async fn run(plan: &VmPlan, kept: &[RawFd], starter: Option<Starter>)
     let _ = std::fs::remove_file(&socket);
     let listener = UnixListener::bind(&socket).context("listen on the vm's socket")?;
     tokio::task::spawn_local(client::serve(listener, shared.clone()));
+    let mut terminated = signal(SignalKind::terminate()).context("listen for signals")?;
+    let orders = shared.orders.clone();
+    tokio::task::spawn_local(async move {
+        while terminated.recv().await.is_some() {
+            let _ = orders.send(Order::Stop { grace_ms: TERM_GRACE_MS }).await;
+        }
+    });
     let network = Network::create(&plan.net, plan.machine.driver, starter).await?;
     confine::supervisor(plan, &network.thread).await?;
     let mut life = Life {

@@ -1,6 +1,6 @@
 //! The daemon: comes by itself, goes without harm, and talks to its owner only.
 
-use crate::support::{IMAGE, Owner, is_root, run, show, skip, wait_for};
+use crate::support::{IMAGE, Owner, is_root, programs, run, show, skip, wait_for};
 use std::process::Command;
 
 fn daemon_pid(owner: &Owner) -> String {
@@ -26,6 +26,49 @@ fn vms_outlive_a_killed_daemon() {
     assert_ne!(daemon_pid(&owner), pid);
     owner.ok(["vm", "stop", "on"]);
     assert_eq!(owner.json(&["vm", "show", "--json", "on"])["state"], "stopped");
+}
+
+/// Copies the programs into a directory, as another build: the name in them is another.
+fn other_build(owner: &Owner, dir: &std::path::Path) -> String {
+    let view = owner.json(&["daemon", "status", "--json"]);
+    let build = view["build"].as_str().unwrap().to_owned();
+    let last = if build.ends_with('0') { '1' } else { '0' };
+    let other = format!("{}{last}", &build[..build.len() - 1]);
+    for name in ["banger", "bangerd"] {
+        let mut bytes = std::fs::read(programs().join(name)).unwrap();
+        let places: Vec<usize> = (0..bytes.len() - build.len())
+            .filter(|at| bytes[*at] == build.as_bytes()[0] && bytes[*at..].starts_with(build.as_bytes()))
+            .collect();
+        assert!(!places.is_empty(), "{name} does not have the name of its build");
+        for at in places {
+            bytes[at..at + other.len()].copy_from_slice(other.as_bytes());
+        }
+        std::fs::write(dir.join(name), bytes).unwrap();
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(dir.join(name), mode).unwrap();
+    }
+    other
+}
+
+#[test]
+fn vms_go_on_under_the_next_build() {
+    let owner = Owner::with_store();
+    owner.ok(["vm", "run", "-d", "--name", "on", "--image", IMAGE]);
+    let before = owner.json(&["vm", "show", "--json", "on"]);
+    let dir = tempfile::tempdir_in(programs()).unwrap();
+    std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let other = other_build(&owner, dir.path());
+    let next = |args: &[&str]| run(owner.program(dir.path().join("banger")).args(args));
+    assert_eq!(next(&["exec", "on", "--", "echo", "here"]), "here\n");
+    assert!(next(&["daemon", "status", "--json"]).contains(&other), "the daemon is of the next build");
+    let after: serde_json::Value = serde_json::from_str(&next(&["vm", "show", "--json", "on"])).unwrap();
+    assert_eq!(after["state"], "running");
+    assert_eq!((&after["vmm_pid"], &after["boot_id"]), (&before["vmm_pid"], &before["boot_id"]));
+    next(&["vm", "restart", "on"]);
+    assert_eq!(next(&["exec", "on", "--", "echo", "there"]), "there\n");
+    next(&["vm", "delete", "--force", "on"]);
+    next(&["daemon", "stop"]);
+    owner.assert_nothing_left();
 }
 
 #[test]

@@ -98,14 +98,15 @@ fn linux_under_firecracker() {
         "for i in $(seq 600); do banger vm show inner | grep -q stopped && exit 0; sleep 0.1; done; exit 1",
     );
     // What the guest frees goes back, also where its memory began as a saved machine's.
-    host.ok("banger vm start inner");
-    inner("modprobe virtio_balloon; head -c 150M /dev/zero > /dev/shm/filler");
+    host.ok("banger vm start --wait boot inner");
+    let output = inner("modprobe virtio_balloon && head -c 150M /dev/zero > /dev/shm/filler");
+    assert!(output.status.success(), "{}", show(&output));
     let used = "awk '/RssAnon/ { print int($2 / 1024) }' /proc/$(pgrep -x firecracker)/status";
     let full: u32 = host.ok(used).trim().parse().unwrap();
     inner("rm /dev/shm/filler");
     let less = format!(
         "for i in $(seq 600); do test $({used}) -lt {} && exit 0; sleep 0.1; done; exit 1",
-        full - 100
+        full.saturating_sub(75)
     );
     host.ok(&less);
     println!("{full} MiB with 150 MiB in use, then {} MiB", host.ok(used).trim());

@@ -209,6 +209,7 @@ impl Answers {
                 Ok(0) => return None,
                 Ok(len) => self.decoder.push(&chunk[..len]),
                 Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => return None,
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
                 Err(error) => panic!("no answer: {error}"),
             }
         }

@@ -70,6 +70,12 @@ pub struct HostStats {
     pub cpu_ms: u64,
     /// Memory it has in the host's, in bytes.
     pub memory_bytes: u64,
+    /// Bytes it has read from the vm's drives; none where it can't be asked.
+    #[serde(default)]
+    pub disk_read_bytes: Option<u64>,
+    /// Bytes written to them.
+    #[serde(default)]
+    pub disk_written_bytes: Option<u64>,
     /// Bytes that came from the guest through its link; none without one.
     pub net_from_guest_bytes: Option<u64>,
     /// Bytes that went to it.

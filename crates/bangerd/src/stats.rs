@@ -1,7 +1,8 @@
 //! What a vm uses: the guest's own numbers, asked of its agent, and the host's, read here.
 //!
 //! The host's are those of the VMM's process, which lives in the vm's network namespace and so has its links in
-//! `/proc/PID/net/dev`. A guest that does not answer costs [`GUEST_WAIT`] and leaves its numbers out.
+//! `/proc/PID/net/dev`, and what the VMM counts of its drives. Whoever does not answer costs [`WAIT`] and leaves its numbers
+//! out.
 
 use crate::daemon::Daemon;
 use crate::net::TAP;
@@ -10,11 +11,12 @@ use anyhow::bail;
 use banger_wire::daemon::{Outcome, VmState, VmView};
 use banger_wire::guest::SessionKind;
 use banger_wire::stats::{GUEST_STATS_LEN_MAX, GuestStats, HostStats, VmStats};
+use banger_wire::vm::{VmEvent, VmRequest, VmUse};
 use std::path::Path;
 use std::time::Duration;
 
-/// How long a guest may take to answer, under emulation and load.
-const GUEST_WAIT: Duration = Duration::from_secs(2);
+/// How long a guest may take to answer, under emulation and load, and a VMM.
+const WAIT: Duration = Duration::from_secs(2);
 /// Milliseconds of the unit in which the kernel tells times to userspace.
 const TICK_MS: u64 = 10;
 
@@ -25,9 +27,17 @@ impl Daemon {
         let view = self.view(&row);
         let dir = self.paths.vm(row.id.as_str());
         let asked = matches!(view.state, VmState::Running);
-        let guest = if asked { tokio::time::timeout(GUEST_WAIT, guest(&dir)).await.ok() } else { None };
-        let host = view.vmm_pid.and_then(host);
-        Ok(Outcome::Stats(Box::new(stats(view, guest.and_then(Result::ok), host))))
+        let (guest, used) = tokio::join!(
+            tokio::time::timeout(WAIT, async { if asked { guest(&dir).await.ok() } else { None } }),
+            tokio::time::timeout(WAIT, async { if asked { used(&dir).await.ok() } else { None } }),
+        );
+        let used = used.ok().flatten().unwrap_or_default();
+        let host = view.vmm_pid.and_then(host).map(|host| HostStats {
+            disk_read_bytes: used.read,
+            disk_written_bytes: used.written,
+            ..host
+        });
+        Ok(Outcome::Stats(Box::new(stats(view, guest.ok().flatten(), host))))
     }
 }
 
@@ -59,6 +69,16 @@ async fn guest(dir: &Path) -> anyhow::Result<GuestStats> {
     Ok(serde_json::from_slice(&json)?)
 }
 
+/// What the VMM counts.
+async fn used(dir: &Path) -> anyhow::Result<VmUse> {
+    let mut connection = vmsock::connect(dir).await?;
+    connection.request(VmRequest::Use).await?;
+    match connection.event().await? {
+        Some(VmEvent::Used(used)) => Ok(used),
+        _ => bail!("the supervisor does not say"),
+    }
+}
+
 /// What a VMM takes; none when it has ended.
 fn host(pid: i32) -> Option<HostStats> {
     let file = |name: &str| std::fs::read_to_string(format!("/proc/{pid}/{name}")).ok();
@@ -67,6 +87,8 @@ fn host(pid: i32) -> Option<HostStats> {
         pid,
         cpu_ms: cpu_ms(&file("stat")?)?,
         memory_bytes: memory(&file("statm")?)?,
+        disk_read_bytes: None,
+        disk_written_bytes: None,
         net_from_guest_bytes: net.map(|(received, _)| received),
         net_to_guest_bytes: net.map(|(_, sent)| sent),
     })

@@ -196,6 +196,7 @@ fn what_vms_use_is_told_by_guest_and_host() {
     assert!(busy["guest_cpu_percent"].as_f64().unwrap() > 5.0, "{busy}");
     assert!(busy["host_cpu_percent"].as_f64().unwrap() > 5.0, "{busy}");
     assert!(host["memory_bytes"].as_u64().unwrap() > 50 << 20, "{host}");
+    assert!(host["disk_read_bytes"].as_u64().unwrap() > 0, "{host}");
     let shown = owner.json(&["vm", "show", "--json", "busy"]);
     assert_eq!(host["pid"], shown["vmm_pid"]);
     // Every vm that runs.

@@ -8,8 +8,9 @@
 //! none](../../src/bin/banger-fake-vmm.rs), put over QEMU's program in a mount namespace of the test's own. Which steps
 //! there are is seen, not listed: see [`tracer`].
 //!
-//! As a rule each step crashes once and fails once, the first time it is done. With `BANGER_SIM=full` also the last time,
-//! and the host goes down at each. `BANGER_SIM_ONLY` picks operations, and `BANGER_SIM_STEP` steps, by a part of their name.
+//! As a rule each step crashes once and fails once, the first time it is done; of operations that are made of others, one
+//! of the two, chosen by a seed (`BANGER_SIM_SEED`). With `BANGER_SIM=full` always both, also the last time, and the host
+//! goes down at each. `BANGER_SIM_ONLY` picks operations, and `BANGER_SIM_STEP` steps, by a part of their name.
 
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, clippy::print_stdout, reason = "a test")]
 
@@ -64,9 +65,7 @@ fn thirty_steps_of_real_vms() {
     if world::is_missing() {
         return;
     }
-    let now =
-        std::time::SystemTime::now().duration_since(std::time::SystemTime::UNIX_EPOCH).unwrap().as_secs();
-    let seed = std::env::var("BANGER_SIM_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(now);
+    let seed = seed();
     let mut random = soak::Random(seed);
     let mut problems = Vec::new();
     for (name, count) in REAL {
@@ -74,7 +73,8 @@ fn thirty_steps_of_real_vms() {
         let world = World::new(scenario, true);
         let (trace, found) = world.attempt(None);
         problems.extend(found);
-        let mut all: Vec<Fault> = trace.steps.iter().flat_map(|(step, count)| faults(step, *count)).collect();
+        let mut all: Vec<Fault> =
+            trace.steps.iter().flat_map(|(step, count)| faults(step, *count, None)).collect();
         let mut hits = 0;
         for _ in 0..count {
             let fault = all.swap_remove(random.below(all.len() as u64) as usize);
@@ -85,6 +85,13 @@ fn thirty_steps_of_real_vms() {
         println!("{name}, real vms: {count} ways, {hits} of them reached, seed {seed}");
     }
     assert!(problems.is_empty(), "{} problems:\n{}", problems.len(), problems.join("\n"));
+}
+
+/// What choices are made of: given, or another each time.
+fn seed() -> u64 {
+    let now =
+        std::time::SystemTime::now().duration_since(std::time::SystemTime::UNIX_EPOCH).unwrap().as_secs();
+    std::env::var("BANGER_SIM_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(now)
 }
 
 /// Breaks each step of an operation; returns what should not have happened.
@@ -109,11 +116,14 @@ fn run(scenario: &'static Scenario) -> Vec<String> {
         return problems;
     }
     let only = std::env::var("BANGER_SIM_STEP").unwrap_or_default();
+    let seed = seed();
+    let mut random = soak::Random(seed);
     let (mut runs, mut missed, mut never) = (0, 0, BTreeSet::new());
     let points = steps.len();
     for (step, count) in steps.into_iter().filter(|(step, _)| format!("{step:?}").contains(&only)) {
         let mut reached = false;
-        for fault in faults(&step, count) {
+        let one_of = scenario.is_made_of_others.then_some(&mut random);
+        for fault in faults(&step, count, one_of) {
             runs += 1;
             let (trace, found) = world.attempt(Some(fault));
             if trace.hit {
@@ -128,7 +138,7 @@ fn run(scenario: &'static Scenario) -> Vec<String> {
         }
     }
     println!(
-        "{}: {points} steps, broken in {runs} ways, {missed} not reached, {} problems, {:.0} s",
+        "{}: {points} steps, broken in {runs} ways, {missed} not reached, {} problems, {:.0} s, seed {seed}",
         scenario.name,
         problems.len(),
         started.elapsed().as_secs_f64()
@@ -140,7 +150,7 @@ fn run(scenario: &'static Scenario) -> Vec<String> {
 }
 
 /// The ways a step is broken.
-fn faults(step: &Step, count: u32) -> Vec<Fault> {
+fn faults(step: &Step, count: u32, one_of: Option<&mut soak::Random>) -> Vec<Fault> {
     let full = std::env::var("BANGER_SIM").is_ok_and(|value| value == "full");
     let kinds: &[Kind] = match step.role {
         Role::Daemon | Role::Supervisor | Role::Nft if full => &[Kind::Crash, Kind::Error, Kind::Down],
@@ -150,5 +160,11 @@ fn faults(step: &Step, count: u32) -> Vec<Fault> {
     };
     let times = BTreeSet::from([1, if full { count } else { 1 }]);
     let fault = |(nth, kind)| Fault { step: step.clone(), nth, kind };
-    times.into_iter().flat_map(|nth| kinds.iter().map(move |kind| (nth, *kind))).map(fault).collect()
+    let mut all: Vec<Fault> =
+        times.into_iter().flat_map(|nth| kinds.iter().map(move |kind| (nth, *kind))).map(fault).collect();
+    if let Some(random) = one_of.filter(|_| !full && !all.is_empty()) {
+        let chosen = random.below(all.len() as u64) as usize;
+        all = vec![all.swap_remove(chosen)];
+    }
+    all
 }

@@ -7,6 +7,8 @@ pub(crate) struct Scenario {
     pub(crate) name: &'static str,
     /// The owner has a kernel and an image.
     pub(crate) stocked: bool,
+    /// Its steps are those of other operations.
+    pub(crate) is_made_of_others: bool,
     /// Shell commands of the owner that make what is there before; run once.
     pub(crate) before: &'static str,
     /// Shell commands of the owner right before the operation.
@@ -25,6 +27,7 @@ pub(crate) const SCENARIOS: [Scenario; 10] = [
     Scenario {
         name: "create",
         stocked: true,
+        is_made_of_others: false,
         before: "",
         running: "",
         does: CREATE,
@@ -33,6 +36,7 @@ pub(crate) const SCENARIOS: [Scenario; 10] = [
     Scenario {
         name: "start",
         stocked: true,
+        is_made_of_others: false,
         before: CREATE,
         running: "",
         does: "banger vm start one",
@@ -41,6 +45,7 @@ pub(crate) const SCENARIOS: [Scenario; 10] = [
     Scenario {
         name: "run",
         stocked: true,
+        is_made_of_others: true,
         before: "",
         running: "",
         does: "banger vm run --rm --name one --image debian-bookworm-slim -- true",
@@ -49,6 +54,7 @@ pub(crate) const SCENARIOS: [Scenario; 10] = [
     Scenario {
         name: "stop",
         stocked: true,
+        is_made_of_others: false,
         before: CREATE,
         running: "banger vm start one",
         does: "banger vm stop one",
@@ -57,6 +63,7 @@ pub(crate) const SCENARIOS: [Scenario; 10] = [
     Scenario {
         name: "restart",
         stocked: true,
+        is_made_of_others: true,
         before: CREATE,
         running: "banger vm start one",
         does: "banger vm restart one",
@@ -65,6 +72,7 @@ pub(crate) const SCENARIOS: [Scenario; 10] = [
     Scenario {
         name: "delete",
         stocked: true,
+        is_made_of_others: false,
         before: "",
         running: RUN,
         does: "banger vm delete --force one",
@@ -73,6 +81,7 @@ pub(crate) const SCENARIOS: [Scenario; 10] = [
     Scenario {
         name: "set",
         stocked: true,
+        is_made_of_others: true,
         before: CREATE,
         running: "",
         does: "banger vm set --memory 300M one",
@@ -81,6 +90,7 @@ pub(crate) const SCENARIOS: [Scenario; 10] = [
     Scenario {
         name: "recover",
         stocked: true,
+        is_made_of_others: true,
         before: CREATE,
         // What an owner comes back to: a vm that runs, and one that was cut off.
         running:
@@ -93,6 +103,7 @@ pub(crate) const SCENARIOS: [Scenario; 10] = [
     Scenario {
         name: "load",
         stocked: false,
+        is_made_of_others: false,
         before: "",
         running: "",
         does: LOAD,
@@ -101,6 +112,7 @@ pub(crate) const SCENARIOS: [Scenario; 10] = [
     Scenario {
         name: "image-delete",
         stocked: false,
+        is_made_of_others: false,
         before: LOAD,
         running: "",
         does: "banger image delete tiny",

@@ -129,13 +129,13 @@ impl Store {
     pub(crate) fn open(path: &Path) -> anyhow::Result<Self> {
         let mut connection =
             Connection::open(path).with_context(|| format!("open the store `{}`", path.display()))?;
-        // What can't be opened for writing is opened for reading, silently.
-        if connection.is_readonly(rusqlite::MAIN_DB)? {
-            bail!("the store `{}` can't be written", path.display());
-        }
         connection.execute_batch(
             "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;",
         )?;
+        // A file that can't be opened for writing, this one or its log, is opened for reading, silently.
+        connection
+            .execute_batch("BEGIN IMMEDIATE; COMMIT")
+            .with_context(|| format!("write to the store `{}`", path.display()))?;
         let version: usize = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
         if version > MIGRATIONS.len() {
             bail!(

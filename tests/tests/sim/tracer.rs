@@ -179,8 +179,9 @@ impl Tracer {
             libc::PTRACE_EVENT_FORK | libc::PTRACE_EVENT_VFORK | libc::PTRACE_EVENT_CLONE => {
                 let parent = self.task(pid).role;
                 if let Ok(child) = ptrace::getevent(pid) {
+                    // It may have come further than this already.
                     let child = Pid::from_raw(child as i32);
-                    self.tasks.insert(child, Task { role: parent, in_call: false, error: None });
+                    self.tasks.entry(child).or_insert(Task { role: parent, in_call: false, error: None });
                 }
             }
             libc::PTRACE_EVENT_EXEC => {

@@ -9,6 +9,8 @@ pub(crate) struct Scenario {
     pub(crate) stocked: bool,
     /// Its steps are those of other operations.
     pub(crate) is_made_of_others: bool,
+    /// How many of its steps are broken, chosen by the seed, unless all of everything is.
+    pub(crate) steps_max: usize,
     /// Shell commands of the owner that make what is there before; run once.
     pub(crate) before: &'static str,
     /// Shell commands of the owner right before the operation.
@@ -28,6 +30,7 @@ pub(crate) const SCENARIOS: [Scenario; 10] = [
         name: "create",
         stocked: true,
         is_made_of_others: false,
+        steps_max: usize::MAX,
         before: "",
         running: "",
         does: CREATE,
@@ -37,6 +40,7 @@ pub(crate) const SCENARIOS: [Scenario; 10] = [
         name: "start",
         stocked: true,
         is_made_of_others: false,
+        steps_max: usize::MAX,
         before: CREATE,
         running: "",
         does: "banger vm start one",
@@ -46,6 +50,7 @@ pub(crate) const SCENARIOS: [Scenario; 10] = [
         name: "run",
         stocked: true,
         is_made_of_others: true,
+        steps_max: usize::MAX,
         before: "",
         running: "",
         does: "banger vm run --rm --name one --image debian-bookworm-slim -- true",
@@ -55,6 +60,7 @@ pub(crate) const SCENARIOS: [Scenario; 10] = [
         name: "stop",
         stocked: true,
         is_made_of_others: false,
+        steps_max: usize::MAX,
         before: CREATE,
         running: "banger vm start one",
         does: "banger vm stop one",
@@ -64,6 +70,7 @@ pub(crate) const SCENARIOS: [Scenario; 10] = [
         name: "restart",
         stocked: true,
         is_made_of_others: true,
+        steps_max: usize::MAX,
         before: CREATE,
         running: "banger vm start one",
         does: "banger vm restart one",
@@ -73,6 +80,7 @@ pub(crate) const SCENARIOS: [Scenario; 10] = [
         name: "delete",
         stocked: true,
         is_made_of_others: false,
+        steps_max: usize::MAX,
         before: "",
         running: RUN,
         does: "banger vm delete --force one",
@@ -82,6 +90,7 @@ pub(crate) const SCENARIOS: [Scenario; 10] = [
         name: "set",
         stocked: true,
         is_made_of_others: true,
+        steps_max: usize::MAX,
         before: CREATE,
         running: "",
         does: "banger vm set --memory 300M one",
@@ -91,6 +100,7 @@ pub(crate) const SCENARIOS: [Scenario; 10] = [
         name: "recover",
         stocked: true,
         is_made_of_others: true,
+        steps_max: usize::MAX,
         before: CREATE,
         // What an owner comes back to: a vm that runs, and one that was cut off.
         running:
@@ -104,6 +114,7 @@ pub(crate) const SCENARIOS: [Scenario; 10] = [
         name: "load",
         stocked: false,
         is_made_of_others: false,
+        steps_max: 20,
         before: "",
         running: "",
         does: LOAD,
@@ -113,6 +124,7 @@ pub(crate) const SCENARIOS: [Scenario; 10] = [
         name: "image-delete",
         stocked: false,
         is_made_of_others: false,
+        steps_max: usize::MAX,
         before: LOAD,
         running: "",
         does: "banger image delete tiny",

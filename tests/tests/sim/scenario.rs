@@ -114,7 +114,7 @@ pub(crate) const SCENARIOS: [Scenario; 10] = [
         name: "load",
         stocked: false,
         is_made_of_others: false,
-        steps_max: 20,
+        steps_max: 0,
         before: "",
         running: "",
         does: LOAD,

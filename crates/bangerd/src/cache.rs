@@ -4,7 +4,6 @@
 //! `flock` on it for as long as they live, so it can't be in two vms, and a crash leaves no lock. What is in it is the
 //! guests' affair: the host makes it empty and never reads it.
 
-use crate::config::Config;
 use crate::daemon::Daemon;
 use crate::plan::{Bind, GUEST_HOME, VmPlan};
 use crate::pull::{entropy, staging};
@@ -57,6 +56,7 @@ impl Daemon {
     pub(crate) fn find_caches(
         &self,
         spec: &VmSpec,
+        configured: &[CacheMount],
         may_have: bool,
         run_as: Option<u32>,
         events: &UnboundedSender<Event>,
@@ -66,7 +66,7 @@ impl Daemon {
         };
         let mut caches = spec.caches.clone();
         self.check_caches(&caches)?;
-        for cache in Config::load()?.cache {
+        for cache in configured {
             let with = [caches.clone(), vec![cache.clone()]].concat();
             if spec
                 .caches

@@ -18,7 +18,7 @@ use crate::state::{self, Happening, Next, Wish};
 use crate::store::VmRow;
 use crate::{cache, initramfs, request, vmsock};
 use anyhow::{Context as _, bail};
-use banger_wire::daemon::{Event, Outcome, Pruned, StartedVm, VmSpec, VmView, VmmChoice, Wait};
+use banger_wire::daemon::{Event, Outcome, Pruned, StartedVm, VmSpec, VmState, VmView, VmmChoice, Wait};
 use banger_wire::error::{ErrorCode, WireError};
 use banger_wire::vm::{EndReason, Phase, VmEnd, VmEvent, VmRequest, VmStatus};
 use std::path::PathBuf;
@@ -122,6 +122,27 @@ impl Daemon {
             let text = format!("vm `{}` is running already", row.name);
             return Err(WireError::new(ErrorCode::Invalid, text).into());
         }
+        let launched = self.launch_idle(&row, dir, &events).await;
+        if let Err(error) = &launched {
+            // What was to be started may be there all the same.
+            if let Err(error) = vmsock::end(&self.paths.vm(row.id.as_str())).await {
+                tracing::warn!("vm {}: {error:#}", row.name);
+            }
+            // One that was refused before it was about to start stays what it is.
+            if self.row(row.id.as_str())?.state == VmState::Starting {
+                self.note(&row, Happening::NotLaunched(&format!("{error:#}")))?;
+            }
+        }
+        launched
+    }
+
+    /// The same of a vm that nobody else acts on, and that does not run.
+    async fn launch_idle(
+        self: &Arc<Self>,
+        row: &VmRow,
+        dir: PathBuf,
+        events: &UnboundedSender<Event>,
+    ) -> anyhow::Result<(Phases, Option<String>)> {
         let kernel = self.paths.kernel(&row.kernel);
         let spec: VmSpec = serde_json::from_str(&row.spec).context("understand the stored request")?;
         let image = self.find_image(&row.image)?.context("the vm's image is gone")?;
@@ -134,7 +155,7 @@ impl Daemon {
             initramfs::ensure(&kernel, driver, &image.filesystem)?
         };
         let mut plan = plan(Inputs {
-            row: &row,
+            row,
             spec: &spec,
             config: &image.config,
             dir,
@@ -147,35 +168,24 @@ impl Daemon {
             entropy: entropy()?,
             tsc_khz: self.tsc_khz().await,
             net: NetPlan::find(net_mode(&spec)),
-            cgroup: self.cgroup(&row),
+            cgroup: self.cgroup(row),
             boot: if image.initrd { Boot::Handover } else { Boot::Image },
         });
         let config = Config::load()?;
         // A vm that starts has its caches before another one looks for them.
         let has_caches = !spec.caches.is_empty() || !config.cache.is_empty();
         let _caching = if has_caches { Some(self.caching.lock().await) } else { None };
-        let caches = self.find_caches(&spec, !image.initrd, row.run_as, &events)?;
+        let caches = self.find_caches(&spec, &config.cache, !image.initrd, row.run_as, events)?;
         cache::attach(&mut plan, &caches);
         plan.limit(config.disk_rate, config.net_rate);
         request::add_settings(&mut plan, &spec, &config)?;
-        let template = self.use_template(&mut plan, &events).await;
+        let template = self.use_template(&mut plan, events).await;
         let _ = events.send(Event::Step { label: format!("boot {}", row.name) });
-        self.note(&row, Happening::Launched)?;
-        match vmsock::start(&plan).await {
-            Ok(connection) => {
-                let (tell, phases) = watch::channel(None);
-                tokio::spawn(self.clone().follow(row, Some(connection), tell));
-                Ok((phases, template))
-            }
-            Err(error) => {
-                // What was to be started may be there all the same.
-                if let Err(error) = vmsock::end(&self.paths.vm(row.id.as_str())).await {
-                    tracing::warn!("vm {}: {error:#}", row.name);
-                }
-                self.note(&row, Happening::NotLaunched(&format!("{error:#}")))?;
-                Err(error)
-            }
-        }
+        self.note(row, Happening::Launched)?;
+        let connection = vmsock::start(&plan).await?;
+        let (tell, phases) = watch::channel(None);
+        tokio::spawn(self.clone().follow(row.clone(), Some(connection), tell));
+        Ok((phases, template))
     }
 
     /// Makes the vm's control group, where there can be one.
@@ -263,7 +273,7 @@ impl Daemon {
 
     /// Writes down what happened to a vm. Returns what it calls for: one that is to go is still there.
     fn note(&self, row: &VmRow, happening: Happening<'_>) -> anyhow::Result<Next> {
-        let Some(row) = self.store.vms()?.into_iter().find(|now| now.id == row.id) else {
+        let Some(row) = self.store.vm(&row.id)? else {
             // Removed meanwhile.
             return Ok(Next::Stays);
         };

@@ -220,6 +220,12 @@ impl Store {
         Ok(())
     }
 
+    /// Returns a vm, if there is one.
+    pub(crate) fn vm(&self, id: &VmId) -> anyhow::Result<Option<VmRow>> {
+        let query = "SELECT * FROM vm WHERE id = ?";
+        self.lock().query_row(query, [id.as_str()], vm_row).optional()?.transpose()
+    }
+
     pub(crate) fn vms(&self) -> anyhow::Result<Vec<VmRow>> {
         let connection = self.lock();
         let mut statement = connection.prepare("SELECT * FROM vm ORDER BY created, id")?;

@@ -25,7 +25,7 @@ const CREATE: &str = "banger vm create --no-start --name one --image debian-book
 const LOAD: &str = "banger image pull --name tiny oci:layout:it";
 const RUN: &str = "banger vm run -d --name one --image debian-bookworm-slim";
 
-pub(crate) const SCENARIOS: [Scenario; 10] = [
+pub(crate) const SCENARIOS: [Scenario; 11] = [
     Scenario {
         name: "create",
         stocked: true,
@@ -44,6 +44,17 @@ pub(crate) const SCENARIOS: [Scenario; 10] = [
         before: CREATE,
         running: "",
         does: "banger vm start one",
+        promise: |world| world.expect("running"),
+    },
+    Scenario {
+        name: "first-run",
+        stocked: true,
+        is_made_of_others: true,
+        steps_max: usize::MAX,
+        before: "",
+        // What is made once for a kernel is made in the operation.
+        running: "rm -f .local/state/banger/kernels/*/initramfs-*",
+        does: "banger vm run -d --name one --image debian-bookworm-slim",
         promise: |world| world.expect("running"),
     },
     Scenario {

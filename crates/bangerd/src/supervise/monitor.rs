@@ -3,6 +3,7 @@
 use super::api::Api;
 use super::link;
 use anyhow::{Context as _, bail};
+use banger_vmm::api::Request;
 use banger_vmm::qmp::{self, Event};
 use banger_vmm::{Control, firecracker};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
@@ -11,6 +12,7 @@ use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::os::fd::AsFd as _;
 use std::path::Path;
+use std::time::Duration;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::UnixStream;
 use tokio::net::unix::pipe::Receiver;
@@ -19,6 +21,9 @@ use tokio::sync::mpsc;
 
 /// Events that wait for the supervisor; the VMM waits when there are more.
 const QUEUE_LEN: usize = 16;
+
+/// How long a VMM may take to hear of something. Nothing else is done for its vm meanwhile.
+const HEAR_TIME: Duration = Duration::from_secs(1);
 
 /// A connection to the VMM.
 #[derive(Debug)]
@@ -100,19 +105,22 @@ impl Monitor {
 
     /// Asks for [`Event::Counted`].
     pub(crate) async fn count(&mut self) {
-        // Whoever wants to know does not wait for ever.
-        match &mut self.channel {
-            Channel::Qmp(writer) => drop(writer.write_all(format!("{}\n", qmp::COUNT).as_bytes()).await),
-            Channel::Api(api) => drop(api.ask(&firecracker::count()).await),
-        }
+        self.say(qmp::COUNT, &firecracker::count()).await;
     }
 
     /// Lets the machine go on.
     pub(crate) async fn resume(&mut self) {
-        // A VMM that is gone is noticed by its process.
+        self.say(qmp::CONTINUE, &firecracker::resume()).await;
+    }
+
+    /// Says one or the other. A VMM that is gone is noticed by its process.
+    async fn say(&mut self, line: &str, request: &Request) {
         match &mut self.channel {
-            Channel::Qmp(writer) => drop(writer.write_all(format!("{}\n", qmp::CONTINUE).as_bytes()).await),
-            Channel::Api(api) => drop(api.ask(&firecracker::resume()).await),
+            Channel::Qmp(writer) => {
+                let line = format!("{line}\n");
+                let _ = tokio::time::timeout(HEAR_TIME, writer.write_all(line.as_bytes())).await;
+            }
+            Channel::Api(api) => api.ask_within(HEAR_TIME, request).await,
         }
     }
 }

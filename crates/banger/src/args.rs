@@ -14,8 +14,8 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub(crate) use config::{CacheCommand as VolumeCommand, CachePruneArgs as VolumePruneArgs, ConfigCommand};
-pub(crate) use image::{CacheCommand, ImageCommand, KernelCommand};
+pub(crate) use config::{CacheCommand, CachePruneArgs, ConfigCommand};
+pub(crate) use image::{ImageCacheCommand, ImageCommand, KernelCommand};
 pub(crate) use vm::{
     ConsoleArgs, DeleteArgs, KillArgs, RestartArgs, SetArgs, StartArgs, StatsArgs, StopArgs,
 };
@@ -75,7 +75,7 @@ pub(crate) enum Command {
     Kernel(KernelCommand),
     /// Filesystems that outlive vms, for what package managers download.
     #[command(subcommand)]
-    Cache(VolumeCommand),
+    Cache(CacheCommand),
     /// The owner's settings.
     #[command(subcommand)]
     Config(ConfigCommand),

@@ -1,6 +1,6 @@
 //! `banger config` and `banger cache`.
 
-use crate::args::{ConfigCommand, JsonArgs, VolumeCommand, VolumePruneArgs};
+use crate::args::{CacheCommand, CachePruneArgs, ConfigCommand, JsonArgs};
 use crate::context::{Context, expect_outcome};
 use crate::stop::{Ended, invalid};
 use crate::table::Table;
@@ -46,9 +46,9 @@ fn origin(value: &ConfigValue, path: Option<&str>) -> String {
 }
 
 /// Runs `banger cache …`.
-pub(crate) async fn caches(context: &mut Context, command: VolumeCommand) -> Ended {
+pub(crate) async fn caches(context: &mut Context, command: CacheCommand) -> Ended {
     match command {
-        VolumeCommand::List(args) => {
+        CacheCommand::List(args) => {
             let outcome = context.ask(Request::CacheList).await?;
             let caches = expect_outcome!(outcome, Caches)?;
             if args.json {
@@ -57,7 +57,7 @@ pub(crate) async fn caches(context: &mut Context, command: VolumeCommand) -> End
                 context.ui.data(&cache_table(&caches, now()))?;
             }
         }
-        VolumeCommand::Prune(VolumePruneArgs { caches, dry_run, json }) => {
+        CacheCommand::Prune(CachePruneArgs { caches, dry_run, json }) => {
             let outcome = context.ask(Request::CachePrune { names: caches, dry_run }).await?;
             let gone = expect_outcome!(outcome, Caches)?;
             if json {

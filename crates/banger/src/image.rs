@@ -1,6 +1,6 @@
 //! `image …`.
 
-use crate::args::{CacheCommand, ImageCommand};
+use crate::args::{ImageCacheCommand, ImageCommand};
 use crate::context::{Context, expect_outcome};
 use crate::export;
 use crate::many::each;
@@ -54,7 +54,7 @@ pub(crate) async fn dispatch(context: &mut Context, command: ImageCommand) -> En
             let outcome = context.follow(Request::ImageVerify { image }).await?;
             return verified(context, &expect_outcome!(outcome, Verified)?, json);
         }
-        ImageCommand::Cache(CacheCommand::Prune { dry_run, all, json }) => {
+        ImageCommand::Cache(ImageCacheCommand::Prune { dry_run, all, json }) => {
             let outcome = context.follow(Request::ImageCachePrune { dry_run, all }).await?;
             let pruned = expect_outcome!(outcome, CachePruned)?;
             if json {

@@ -72,7 +72,7 @@ pub(crate) enum ImageCommand {
     },
     /// What was downloaded for images.
     #[command(subcommand)]
-    Cache(CacheCommand),
+    Cache(ImageCacheCommand),
     /// List images.
     #[command(alias = "ls")]
     List(CatalogArgs),
@@ -96,7 +96,7 @@ pub(crate) enum ImageCommand {
 
 /// `banger image cache`.
 #[derive(Debug, Subcommand)]
-pub(crate) enum CacheCommand {
+pub(crate) enum ImageCacheCommand {
     /// Remove downloads that no image here was made of; what is needed again is downloaded again.
     Prune {
         /// Only say what would be removed.

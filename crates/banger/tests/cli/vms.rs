@@ -136,6 +136,8 @@ fn reading(vm: &str, number: u64) -> VmStats {
         })),
         "host": (vm != "idle").then(|| serde_json::json!({
             "pid": 42, "cpu_ms": 750 * number, "memory_bytes": 300 << 20,
+            "disk_read_bytes": null,
+            "disk_written_bytes": null,
             "net_from_guest_bytes": 20, "net_to_guest_bytes": null
         })),
         "disk_used_bytes": 5 << 20, "disk_size": 8192
@@ -203,6 +205,8 @@ fn what_is_used_is_a_table_or_json() {
           "pid": 42,
           "cpu_ms": 3750,
           "memory_bytes": 314572800,
+          "disk_read_bytes": null,
+          "disk_written_bytes": null,
           "net_from_guest_bytes": 20,
           "net_to_guest_bytes": null
         },

@@ -147,7 +147,8 @@ fn mount_root(drives: &GuestDrives, init: &InitMode) -> Result<Vec<String>, Fail
     let options = if drives.image_fs == "ext4" { Some(c"noload") } else { None };
     at("mount image", mount(&drives.image, IMAGE, &drives.image_fs, MountFlags::RDONLY, options))?;
     at("mount disk", mount(&drives.disk, DISK, "ext4", MountFlags::NOATIME, None))?;
-    let warnings = disk::grow(Path::new(&drives.disk), Path::new(DISK)).err().into_iter().collect();
+    let grown = disk::grow(Path::new(&drives.disk), Path::new(DISK));
+    let warnings = grown.err().iter().map(disk::Stays::text).collect();
     for dir in ["upper", "work", "docker", "containerd", "containers"] {
         at("prepare disk", make_dir(&Path::new(DISK).join(dir)))?;
     }

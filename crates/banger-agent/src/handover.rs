@@ -4,7 +4,7 @@
 //! which vm this is; that mounts the root filesystem and enters it, and the agent follows. Nobody tells when it has, so
 //! process 1's root is looked at again and again.
 
-use crate::{guest, init};
+use crate::{disk, guest, init};
 use banger_wire::guest::GuestDrives;
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
@@ -18,8 +18,6 @@ const ENTER_TIME: Duration = Duration::from_secs(120);
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// Where the root filesystem is mounted before the image's initrd does.
 const PLACE: &str = "/banger/root";
-/// Unit of the lengths that the kernel tells of drives.
-const SECTOR_LEN: u64 = 512;
 
 /// Makes the root filesystem as large as its drive, the vm's disk, and has `write` put something into it.
 ///
@@ -28,25 +26,15 @@ const SECTOR_LEN: u64 = 512;
 pub(crate) fn prepare(drives: &GuestDrives, write: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<()> {
     guest::make_dir(Path::new(PLACE))?;
     mount(&drives.image, PLACE, &drives.image_fs, MountFlags::NOATIME, None)?;
-    if let Err(error) = grow(&drives.image) {
-        init::log(&format!("grow the root filesystem: {error}, ignoring"));
+    // One that banger wrote, of a vm that became an image, is as large as that vm's was.
+    if let Err(stays) = disk::grow(Path::new(&drives.image), Path::new(PLACE))
+        && !stays.is_for_good()
+    {
+        init::log(&format!("{}, ignoring", stays.text()));
     }
     let written = write(Path::new(PLACE));
     unmount(PLACE, UnmountFlags::empty())?;
     written
-}
-
-fn grow(device: &str) -> io::Result<()> {
-    let name = device.trim_start_matches("/dev/");
-    let sectors = std::fs::read_to_string(format!("/sys/class/block/{name}/size"))?;
-    let sectors: u64 = sectors.trim().parse().map_err(io::Error::other)?;
-    let root = std::fs::File::open(PLACE)?;
-    let block_len = rustix::fs::fstatvfs(&root)?.f_bsize;
-    match banger_sys::filesystem::grow_ext4(&root, sectors * SECTOR_LEN / block_len) {
-        // One that banger wrote, of a vm that became an image. It is as large as that vm's was.
-        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::OPNOTSUPP.raw_os_error()) => Ok(()),
-        result => result,
-    }
 }
 
 /// Lets process 1 go, and returns in the root filesystem it has entered.

@@ -36,7 +36,11 @@ pub(crate) async fn attach(context: &mut Context, args: ConsoleArgs) -> Ended {
     if keys {
         context.ui.note(&format!("attached to the console of `{}`; {LEAVE_NAME} leaves it", vm.name));
     }
-    match stay(&vm, keys, &mut context.signals).await? {
+    let left = stay(&vm, keys, &mut context.signals).await;
+    if keys {
+        context.ui.end_foreign_line();
+    }
+    match left? {
         Left::ByKey => context.ui.note(&format!("left the console of `{}`, which goes on", vm.name)),
         Left::Ended => context.ui.note(&format!("vm `{}` has ended", vm.name)),
     }
@@ -115,19 +119,9 @@ async fn stay(vm: &VmView, keys: bool, signals: &mut Signals) -> Result<Left, St
         }
     }
     // Before anything is said: a raw terminal would show it as a staircase.
-    let was_raw = raw.is_some();
     drop(raw);
-    if was_raw {
-        println_after_raw();
-    }
     sender.abort();
     left
-}
-
-/// The guest's cursor may be anywhere in its line.
-fn println_after_raw() {
-    use std::io::Write as _;
-    let _ = std::io::stderr().lock().write_all(b"\n");
 }
 
 /// The client's end of a console.

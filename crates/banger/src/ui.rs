@@ -157,6 +157,11 @@ impl Ui {
         self.data(&text)
     }
 
+    /// Ends the line that a guest may have left the cursor in.
+    pub(crate) fn end_foreign_line(&self) {
+        self.stderr("\n");
+    }
+
     /// Prints a failure: what, why, what to do, and where the log has more.
     pub(crate) fn error(&self, error: &WireError) {
         self.stderr(&render_error(error, self.colour_err));

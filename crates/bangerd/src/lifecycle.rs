@@ -32,6 +32,11 @@ const INIT_WAIT: Duration = Duration::from_secs(120);
 /// How long a vm may take to end beyond the grace it was given.
 const END_WAIT: Duration = Duration::from_secs(30);
 
+/// How long after the store could not be written it is tried again.
+const WRITE_AGAIN: Duration = Duration::from_secs(1);
+/// And at most, each time being twice as long as the one before.
+const WRITE_AGAIN_MAX: Duration = Duration::from_secs(60);
+
 /// What is said of a vm that has not said how it ended.
 const LOST: &str = "its supervisor was killed, or the machine went down";
 
@@ -227,19 +232,24 @@ impl Daemon {
             end = self.follow_connection(&row, &mut connection, &tell).await;
         }
         vmsock::wait_gone(&dir).await;
-        let alone = self.alone(&row).await;
-        // Started again meanwhile: the next watcher has it.
-        if !vmsock::is_alive(&dir) {
+        let (mut tell, mut delay) = (Some(tell), WRITE_AGAIN);
+        loop {
+            let alone = self.alone(&row).await;
+            // Started again meanwhile: the next watcher has it.
+            if vmsock::is_alive(&dir) {
+                return;
+            }
             cgroup::remove_of(&dir).await;
             self.running().remove(row.id.as_str());
-            let end = end.or_else(|| vmsock::load_end(&dir));
+            let end = end.clone().or_else(|| vmsock::load_end(&dir));
             // Whoever waits for the boot reads the end from the disk, so the vm's files stay until then.
-            if let Err(error) = self.settle(&row, end.as_ref()).await {
-                tracing::error!("vm {}: {error:#}", row.name);
-            }
+            let Err(error) = self.settle(&row, end.as_ref()).await else { return };
+            drop(alone);
+            tell.take();
+            tracing::error!("vm {}: {error:#}, trying again", row.name);
+            tokio::time::sleep(delay).await;
+            delay = (delay * 2).min(WRITE_AGAIN_MAX);
         }
-        drop(alone);
-        drop(tell);
     }
 
     async fn follow_connection(
@@ -255,20 +265,36 @@ impl Daemon {
                 VmEvent::State(mut status) => {
                     let inside = status.vmm_pid.zip(connection.supervisor);
                     status.vmm_pid = inside.and_then(|(pid, parent)| vmsock::outside_pid(parent, pid));
-                    if written.as_ref() != Some(&status.phase) {
-                        if let Err(error) = self.note(row, Happening::Told(&status.phase)) {
-                            tracing::error!("vm {}: {error:#}", row.name);
-                        }
-                        written = Some(status.phase.clone());
-                    }
+                    let is_new = written.as_ref() != Some(&status.phase);
+                    written = Some(status.phase.clone());
+                    // Whoever waits is told, even where the store has no room for it.
+                    let noted =
+                        if is_new { self.note(row, Happening::Told(&status.phase)).err() } else { None };
                     self.running().insert(row.id.to_string(), status.clone());
-                    tell.send_replace(Some(status));
+                    tell.send_replace(Some(status.clone()));
+                    if let Some(error) = noted {
+                        self.note_again(row, &status.phase, error).await;
+                    }
                 }
                 VmEvent::Ended(how) => return Some(how),
                 _ => {}
             }
         }
         None
+    }
+
+    /// Writes down how far a vm is once the store can be written again; until then the store tells an earlier state.
+    async fn note_again(&self, row: &VmRow, phase: &Phase, mut error: anyhow::Error) {
+        let (dir, mut delay) = (self.paths.vm(row.id.as_str()), WRITE_AGAIN);
+        while vmsock::is_alive(&dir) {
+            tracing::error!("vm {}: {error:#}, trying again", row.name);
+            tokio::time::sleep(delay).await;
+            delay = (delay * 2).min(WRITE_AGAIN_MAX);
+            match self.note(row, Happening::Told(phase)) {
+                Ok(_) => return,
+                Err(again) => error = again,
+            }
+        }
     }
 
     /// Writes down what happened to a vm. Returns what it calls for: one that is to go is still there.

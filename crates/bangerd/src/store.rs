@@ -132,7 +132,10 @@ impl Store {
         connection.execute_batch(
             "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;",
         )?;
-        // A file that can't be opened for writing, this one or its log, is opened for reading, silently.
+        // A file that can't be opened for writing is opened for reading, silently; so is its log, which only a write tells.
+        if connection.is_readonly(rusqlite::MAIN_DB)? {
+            bail!("the store `{}` can't be opened for writing", path.display());
+        }
         connection
             .execute_batch("BEGIN IMMEDIATE; COMMIT")
             .with_context(|| format!("write to the store `{}`", path.display()))?;

@@ -167,9 +167,12 @@ impl World {
 
     /// Expects one vm, in this state.
     pub(crate) fn expect(&self, state: &str) -> Result<(), String> {
-        let vms = self.vms()?;
-        let found: Vec<_> = vms.iter().map(|vm| vm["state"].as_str().unwrap_or_default()).collect();
-        if found == [state] { Ok(()) } else { Err(format!("the vms are {found:?}")) }
+        // Of a store that can't be written the state is late.
+        eventually(|| {
+            let vms = self.vms()?;
+            let found: Vec<_> = vms.iter().map(|vm| vm["state"].as_str().unwrap_or_default()).collect();
+            if found == [state] { Ok(()) } else { Err(format!("the vms are {found:?}")) }
+        })
     }
 
     /// Expects no vm, before long.

@@ -13,6 +13,7 @@ use banger_wire::frame::{Frame, Kind};
 use banger_wire::guest::{
     GENERATION, GuestConfig, GuestMessage, Hello, HostMessage, InitMode, PORT_NAME, Timing, VSOCK_PORT,
 };
+use banger_wire::time::millis;
 use rustix::process::{Pid, Signal};
 use std::ffi::OsStr;
 use std::io;
@@ -54,7 +55,7 @@ fn run(open: impl Fn() -> io::Result<Port>, in_guest: bool) -> io::Result<()> {
                 link::send(&out, &GuestMessage::ConfigureFailed { stage: stage.to_owned(), message }).await;
             }
             Ok((starting, warnings)) => {
-                let ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+                let ms = millis(started.elapsed());
                 let timings = vec![Timing { stage: "configure guest".to_owned(), ms }];
                 let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned();
                 link::send(&out, &GuestMessage::Configured { boot_id, timings, warnings }).await;

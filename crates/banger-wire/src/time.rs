@@ -31,6 +31,12 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// Returns whole milliseconds; what is too long to count is as long as can be counted.
+#[must_use]
+pub fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
 /// How long a vm runs without a session. Text form: `30m`, or `never`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -60,7 +66,7 @@ impl FromStr for AutoStop {
             return Ok(Self::Never);
         }
         let time = parse_duration(text).map_err(|error| format!("{error}, or `never`"))?;
-        Ok(Self::AfterMs(u64::try_from(time.as_millis()).unwrap_or(u64::MAX)))
+        Ok(Self::AfterMs(millis(time)))
     }
 }
 

@@ -9,6 +9,7 @@ use crate::table::render_pairs;
 use crate::text::{ConsoleText, date, now};
 use banger_wire::BUILD;
 use banger_wire::daemon::{DaemonView, Request, VmState, VmView};
+use banger_wire::time::millis;
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::time::Duration;
 
@@ -40,7 +41,7 @@ async fn stop_vms(context: &mut Context, timeout: Duration) -> Ended {
     let vms = expect_outcome!(outcome, Vms)?;
     let may_run = |vm: &VmView| !matches!(vm.state, VmState::Created | VmState::Stopped);
     let names: Vec<String> = vms.iter().filter(|vm| may_run(vm)).map(|vm| vm.name.to_string()).collect();
-    let grace_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
+    let grace_ms = millis(timeout);
     each(context, names, "stopped", |vm| Request::VmStop { vm, grace_ms }).await
 }
 

@@ -14,6 +14,7 @@ use crate::text::{age, bytes, date, duration, now};
 use crate::{console, logs, run, stats, workspace};
 use banger_wire::bytes::ByteString;
 use banger_wire::daemon::{NetMode, Pruned, Request, VmState, VmView};
+use banger_wire::time::millis;
 use std::time::Duration;
 
 const START: Doing = Doing { verb: "start", done: "started" };
@@ -65,7 +66,7 @@ async fn start(context: &mut Context, args: StartArgs) -> Ended {
 
 impl StopArgs {
     fn grace_ms(&self) -> u64 {
-        u64::try_from(self.timeout.as_millis()).unwrap_or(u64::MAX)
+        millis(self.timeout)
     }
 }
 

@@ -9,10 +9,11 @@ use banger_image::oci::{HostConfig, Limits};
 use banger_wire::daemon::{CacheMount, ConfigView, NetMode, VmmChoice};
 use banger_wire::error::WireError;
 use banger_wire::size::Mebibytes;
-use banger_wire::time::AutoStop;
+use banger_wire::time::{AutoStop, parse_duration};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Everything that can be set; all of it optional. A key that is not here is a mistake and an error; [`keys`] has them
 /// all once more, with what each takes.
@@ -26,6 +27,9 @@ pub(crate) struct Config {
     /// What vms are, unless they are asked to be something else.
     #[serde(default)]
     pub(crate) vm_defaults: VmDefaults,
+    /// How long a boot may take until the guest's agent speaks.
+    #[serde(default, deserialize_with = "duration")]
+    pub(crate) boot_timeout: Option<Duration>,
     /// How long vms run without a session.
     #[serde(default, deserialize_with = "text")]
     pub(crate) auto_stop_after: Option<AutoStop>,
@@ -267,6 +271,11 @@ where
     String::deserialize(deserializer)?.parse().map(Some).map_err(serde::de::Error::custom)
 }
 
+/// A span of time as text.
+fn duration<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+    parse_duration(&String::deserialize(deserializer)?).map(Some).map_err(serde::de::Error::custom)
+}
+
 /// A size as text, or as a number of MiB.
 fn size<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Mebibytes>, D::Error> {
     #[derive(Deserialize)]
@@ -292,6 +301,7 @@ pub(crate) fn path() -> Option<PathBuf> {
 mod tests {
     use super::{AutoStop, Config, Mebibytes, NetMode, VmmChoice};
     use std::path::Path;
+    use std::time::Duration;
 
     #[test]
     fn everything_is_optional_and_read() {
@@ -339,11 +349,12 @@ mod tests {
 
     #[test]
     fn what_vms_are_can_be_set() {
-        let text = "auto_stop_after = '30m'\nca_file = '/ca.pem'\npass_proxy = true\n[vm_defaults]\nvcpu = 2\n\
+        let text = "auto_stop_after = '30m'\nboot_timeout = '5m'\nca_file = '/ca.pem'\npass_proxy = true\n[vm_defaults]\nvcpu = 2\n\
                     memory = '2G'\ndisk_size = 4096\nnet = 'none'\n[[file_sync]]\nhost = '~/.gitconfig'\n\
                     mode = '600'\n[[cache]]\nname = 'cargo'\npath = '/root/.cargo'\n";
         let config = Config::parse(text, Path::new("/config.toml")).unwrap();
         assert_eq!(config.auto_stop_after, Some(AutoStop::AfterMs(1_800_000)));
+        assert_eq!(config.boot_timeout, Some(Duration::from_secs(300)));
         assert_eq!(config.vm_defaults.memory.map(|size| size.0), Some(2048));
         assert_eq!((config.vm_defaults.vcpu, config.vm_defaults.net), (Some(2), Some(NetMode::None)));
         assert_eq!(config.file_sync[0].mode.as_deref(), Some("600"));

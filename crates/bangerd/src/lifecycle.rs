@@ -20,6 +20,7 @@ use crate::{cache, initramfs, request, vmsock};
 use anyhow::{Context as _, bail};
 use banger_wire::daemon::{Event, Outcome, Pruned, StartedVm, VmSpec, VmState, VmView, VmmChoice, Wait};
 use banger_wire::error::{ErrorCode, WireError};
+use banger_wire::time::millis;
 use banger_wire::vm::{EndReason, Phase, VmEnd, VmEvent, VmRequest, VmStatus};
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
@@ -109,7 +110,7 @@ impl Daemon {
             socket: view.socket.clone(),
             vm: view,
             timings: status.map(|status| status.timings).unwrap_or_default(),
-            ready_ms: u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
+            ready_ms: millis(begun.elapsed()),
         })
     }
 
@@ -363,7 +364,12 @@ impl Daemon {
     }
 
     /// Ends a vm; its state says so when this returns.
-    pub(crate) async fn stop(&self, reference: &str, request: VmRequest) -> anyhow::Result<Outcome> {
+    pub(crate) async fn stop(
+        &self,
+        reference: &str,
+        request: VmRequest,
+        events: &UnboundedSender<Event>,
+    ) -> anyhow::Result<Outcome> {
         let row = self.row(reference)?;
         let _alone = self.alone(&row).await;
         let dir = self.paths.vm(row.id.as_str());
@@ -371,8 +377,8 @@ impl Daemon {
             return Ok(Outcome::Vm(self.view(&row)));
         }
         let grace = match &request {
-            VmRequest::Stop { grace_ms } => Duration::from_millis(*grace_ms),
-            _ => Duration::ZERO,
+            VmRequest::Stop { grace_ms } => Some(Duration::from_millis(*grace_ms)),
+            _ => None,
         };
         let mut connection = vmsock::connect_new(&dir).await?;
         connection.request(request).await?;
@@ -384,7 +390,7 @@ impl Daemon {
             }
             None
         };
-        let ended = tokio::time::timeout(grace + END_WAIT, ended).await.ok().flatten();
+        let ended = tokio::time::timeout(grace.unwrap_or_default() + END_WAIT, ended).await.ok().flatten();
         vmsock::wait_gone(&dir).await;
         if vmsock::is_alive(&dir) {
             bail!("vm `{}` has not ended", row.name);
@@ -393,10 +399,20 @@ impl Daemon {
         if self.row(row.id.as_str()).is_ok() {
             self.settle(&row, end.as_ref()).await?;
         }
-        match end.filter(|end| end.reason == EndReason::Failed) {
-            Some(end) => bail!("vm `{}` did not end in order: {}", row.name, end.detail),
-            None => Ok(Outcome::Done),
+        match end {
+            Some(end) if end.reason == EndReason::Failed => {
+                bail!("vm `{}` did not end in order: {}", row.name, end.detail)
+            }
+            Some(end) if end.reason == EndReason::Killed && grace.is_some() => {
+                let text = format!(
+                    "vm `{}` did not shut down and was ended by force; it may have lost what it had not written to its disk",
+                    row.name
+                );
+                let _ = events.send(Event::Warning { text });
+            }
+            _ => {}
         }
+        Ok(Outcome::Done)
     }
 
     pub(crate) async fn delete(self: &Arc<Self>, reference: &str, force: bool) -> anyhow::Result<Outcome> {

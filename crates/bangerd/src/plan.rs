@@ -13,8 +13,10 @@ use banger_wire::daemon::VmSpec;
 use banger_wire::guest::{GuestConfig, GuestDrives, InitMode};
 use banger_wire::names::{VmId, VmName};
 use banger_wire::size::Mebibytes;
+use banger_wire::time::millis;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Where `~` is in a guest.
 pub(crate) const GUEST_HOME: &str = "/root";
@@ -132,7 +134,7 @@ pub(crate) struct Bind {
 }
 
 /// How long an emulated boot may take until the agent speaks, with a loaded host.
-const BOOT_TIMEOUT_MS: u64 = 180_000;
+pub(crate) const BOOT_TIMEOUT: Duration = Duration::from_secs(180);
 /// What the guest calls the first drive.
 const FIRST_DRIVE: &str = "/dev/vda";
 /// Kernel files inside the supervisor's root.
@@ -282,7 +284,7 @@ pub(crate) fn plan(inputs: Inputs<'_>) -> VmPlan {
         lease: row.rm,
         auto_stop_ms: None,
         caches: Vec::new(),
-        boot_timeout_ms: BOOT_TIMEOUT_MS,
+        boot_timeout_ms: millis(BOOT_TIMEOUT),
         start: Start::Boot,
         without: Vec::new(),
     }

@@ -11,7 +11,7 @@ use crate::plan::VmPlan;
 use banger_wire::daemon::{NetMode, ProjectFile, VmSpec};
 use banger_wire::error::{ErrorCode, WireError};
 use banger_wire::size::Mebibytes;
-use banger_wire::time::AutoStop;
+use banger_wire::time::{AutoStop, millis};
 use serde::Deserialize;
 use serde_json::Value;
 use std::io::Read as _;
@@ -91,10 +91,12 @@ pub(crate) fn fill_in(spec: &VmSpec, config: &Config) -> Result<Asked, WireError
 /// # Errors
 /// When the file of certificates can't be used.
 pub(crate) fn add_settings(plan: &mut VmPlan, spec: &VmSpec, config: &Config) -> Result<(), WireError> {
+    if let Some(time) = config.boot_timeout {
+        plan.boot_timeout_ms = millis(time);
+    }
     let auto_stop = spec.auto_stop_after.or(config.auto_stop_after).and_then(AutoStop::after);
     // Whoever holds a lease uses the vm, and it goes with the lease.
-    plan.auto_stop_ms =
-        auto_stop.filter(|_| !plan.lease).map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
+    plan.auto_stop_ms = auto_stop.filter(|_| !plan.lease).map(millis);
     plan.guest.ca = config.ca_file.as_deref().map(read_ca).transpose()?;
     Ok(())
 }

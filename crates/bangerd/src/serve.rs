@@ -379,8 +379,8 @@ async fn perform(
             let row = daemon.row(&vm)?;
             Ok(Outcome::Started(daemon.start(&row, wait, &events).await?))
         }
-        Request::VmStop { vm, grace_ms } => daemon.stop(&vm, VmRequest::Stop { grace_ms }).await,
-        Request::VmKill { vm } => daemon.stop(&vm, VmRequest::Kill).await,
+        Request::VmStop { vm, grace_ms } => daemon.stop(&vm, VmRequest::Stop { grace_ms }, &events).await,
+        Request::VmKill { vm } => daemon.stop(&vm, VmRequest::Kill, &events).await,
         Request::VmDelete { vm, force } => daemon.delete(&vm, force).await,
         Request::VmSignal { vm, signal } => daemon.signal(&vm, signal).await,
         Request::VmStats { vm } => daemon.stats(&vm).await,

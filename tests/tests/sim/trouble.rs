@@ -49,7 +49,7 @@ fn a_boot_that_fails_has_a_cause_and_is_kept() {
     let owner = Owner::with_store();
     world::configure(&owner);
     let mut told = String::new();
-    for (behaviour, kept) in [("ends", false), ("panics", false), ("no-root", true)] {
+    for (behaviour, kept) in [("ends", false), ("panics", false), ("no-root", true), ("silent", true)] {
         make(&owner, behaviour);
         let error = start(&owner, behaviour).unwrap_err();
         told.push_str(&format!("--- {behaviour}\n{error}"));
@@ -107,6 +107,15 @@ fn a_hostile_guest_harms_nobody_else() {
                 .output()
                 .unwrap();
             assert!(!output.status.success(), "{}", show(&output));
+        }
+        if behaviour == "deaf" {
+            // What can't be done in order is said.
+            let output = owner.banger(["vm", "stop", "--timeout", "1s", "deaf"]).output().unwrap();
+            assert_eq!(
+                show(&output),
+                "exit status: 0\n--- stdout\nstopped deaf\n--- stderr\nwarning: vm `deaf` did not shut down and was ended \
+                 by force; it may have lost what it had not written to its disk\n"
+            );
         }
         owner.ok(["vm", "delete", "--force", behaviour]);
     }

@@ -267,7 +267,7 @@ pub(crate) fn is_missing() -> bool {
 
 /// Has every vm boot: the simulation's VMM has no memory that could be saved.
 pub(crate) fn configure(owner: &Owner) {
-    let script = "mkdir -p .config/banger; echo 'restore = false' >.config/banger/config.toml";
+    let script = "mkdir -p .config/banger; printf 'restore = false\\nboot_timeout = \"20s\"\\n' >.config/banger/config.toml";
     run(owner.program("sh").args(["-c", script]));
 }
 

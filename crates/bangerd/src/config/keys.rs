@@ -8,7 +8,7 @@ use crate::daemon::{DEFAULT_DISK, DEFAULT_IMAGE, VCPU_MAX, default_memory, defau
 use banger_wire::error::{ErrorCode, WireError};
 use banger_wire::names::CacheName;
 use banger_wire::size::Mebibytes;
-use banger_wire::time::AutoStop;
+use banger_wire::time::{AutoStop, parse_duration};
 use serde_json::{Value, json};
 use std::path::Path;
 use toml::de::{DeTable, DeValue};
@@ -39,8 +39,10 @@ pub(crate) enum Kind {
     Number(u64, u64),
     /// One of these words.
     Word(&'static [&'static str]),
-    /// A time, or `never`.
+    /// A time.
     Time,
+    /// A time, or `never`.
+    TimeOrNever,
     /// Permission bits as an octal text.
     Mode,
     /// A host, or a list of them.
@@ -82,7 +84,8 @@ pub(crate) const CONFIG: &[Key] = &[
     key("restore", Kind::Flag, || json!(true)),
     unset("disk_rate", Kind::Size),
     unset("net_rate", Kind::Size),
-    key("auto_stop_after", Kind::Time, || json!("never")),
+    key("boot_timeout", Kind::Time, || json!(format!("{}s", crate::plan::BOOT_TIMEOUT.as_secs()))),
+    key("auto_stop_after", Kind::TimeOrNever, || json!("never")),
     Key { variable: Some("BANGER_DEBIAN_MIRROR"), ..unset("debian_mirror", Kind::Text("an address")) },
     key("pass_proxy", Kind::Flag, || json!(false)),
     unset("ca_file", Kind::Path),
@@ -294,7 +297,8 @@ impl Kind {
             },
             Self::Number(from, to) => value.as_u64().is_some_and(|number| (from..=to).contains(&number)),
             Self::Word(words) => text.is_some_and(|text| words.contains(&text)),
-            Self::Time => text.is_some_and(|text| text.parse::<AutoStop>().is_ok()),
+            Self::Time => text.is_some_and(|text| parse_duration(text).is_ok()),
+            Self::TimeOrNever => text.is_some_and(|text| text.parse::<AutoStop>().is_ok()),
             Self::Mode => text.is_some_and(|text| parse_mode(text).is_some()),
             Self::Hosts => {
                 let list = value.as_array().is_some_and(|list| list.iter().all(Value::is_string));
@@ -318,7 +322,8 @@ impl Kind {
                 let words: Vec<String> = words.iter().map(|word| format!("`\"{word}\"`")).collect();
                 format!("one of {}", words.join(", "))
             }
-            Self::Time => "a time such as `\"30m\"` or `\"2h\"`, or `\"never\"`".to_owned(),
+            Self::Time => "a time such as `\"30s\"` or `\"5m\"`".to_owned(),
+            Self::TimeOrNever => "a time such as `\"30m\"` or `\"2h\"`, or `\"never\"`".to_owned(),
             Self::Mode => "an octal mode as a text, such as `\"600\"`".to_owned(),
             Self::Hosts => "a host, or a list of hosts".to_owned(),
             Self::Cache => "1 to 128 lower-case letters, digits, `.`, `_` and `-`".to_owned(),

@@ -16,6 +16,7 @@ use banger_vmm::qmp::Event;
 use banger_vmm::{Control, Counters, Driver, MachinePlan, Saved, firecracker};
 use banger_wire::bytes::ByteString;
 use banger_wire::guest::{GuestMessage, HEARTBEAT_MS, HostMessage, Timing};
+use banger_wire::time::millis;
 use banger_wire::vm::{EndReason, Phase, VmEnd, VmStatus, VmUse};
 use std::cell::RefCell;
 use std::fs::File;
@@ -299,11 +300,16 @@ impl Life<'_> {
         };
         let Some(mut monitor) = connected else {
             vmm.kill();
-            let _ = vmm.ended().await;
+            // Of one that did not end by itself there is no code.
+            let status = vmm.ended().await.filter(|status| status.code().is_some_and(|code| code != 0));
             let _ = reading.await;
             let console = console.borrow();
             let is_wanted = self.stop_reason.is_some();
-            return Ok(if is_wanted { self.ended(&console, false, None) } else { self.vmm_failed(&console) });
+            return Ok(if is_wanted {
+                self.ended(&console, false, None)
+            } else {
+                self.vmm_failed(&console, status)
+            });
         };
         let mut resume_at = None;
         let mut reset = false;
@@ -604,7 +610,7 @@ impl Life<'_> {
     }
 
     fn stage(&self, name: &str) {
-        let ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let ms = millis(self.started.elapsed());
         self.shared.status.send_modify(|status| status.timings.push(Timing { stage: name.to_owned(), ms }));
     }
 
@@ -614,13 +620,17 @@ impl Life<'_> {
         self.shared.status.send_modify(|status| status.phase = Phase::Failed { stage, cause });
     }
 
-    fn vmm_failed(&self, console: &Console) -> Outcome {
+    /// What comes after the end of a VMM that was never spoken to.
+    fn vmm_failed(&self, console: &Console, status: Option<ExitStatus>) -> Outcome {
         if self.restored && self.may_try_again() {
             return Outcome::Fruitless;
         }
         if console.last_line_with(PANIC).is_some() {
             // It was quicker than the connection to it.
             return self.ended(console, true, None);
+        }
+        if status.is_some() {
+            return self.ended(console, false, status);
         }
         let last = self.last_words(console).unwrap_or_else(|| "it printed nothing".to_owned());
         Outcome::End(VmEnd { reason: EndReason::Failed, detail: format!("the VMM ended at once: {last}") })

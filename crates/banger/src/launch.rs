@@ -28,6 +28,9 @@ const ANSWER_LEN_MAX: usize = 64 * 1024;
 /// What it says once it listens.
 const READY: &[u8] = b"ready\n";
 
+/// Longest log that a starting daemon adds to, in bytes. A longer one is kept beside it, once.
+const LOG_LEN_MAX: u64 = 4 << 20;
+
 /// Starts the daemon and returns once it listens.
 ///
 /// # Errors
@@ -76,6 +79,7 @@ fn spawn(program: &Path, state: &StateDir) -> Result<OwnedFd, WireError> {
     let error = |error: std::io::Error| failed(format!("could not start `{}`", program.display()), &error);
     let log_error =
         |error: std::io::Error| failed(format!("could not open `{}`", state.log().display()), &error);
+    rotate(&state.log());
     let log = OpenOptions::new().append(true).create(true).mode(0o600).open(state.log());
     let (answers, stdout) = std::io::pipe().map_err(error)?;
     let mut command = command(Path::new("/proc/self/exe"));
@@ -87,6 +91,14 @@ fn spawn(program: &Path, state: &StateDir) -> Result<OwnedFd, WireError> {
     }
     command.spawn().map_err(error)?;
     Ok(answers.into())
+}
+
+/// Puts a log that has become long aside, where it takes the place of the one before.
+fn rotate(log: &Path) {
+    if std::fs::metadata(log).is_ok_and(|log| log.len() > LOG_LEN_MAX) {
+        // One that can't be put aside goes on.
+        let _ = std::fs::rename(log, log.with_extension("log.1"));
+    }
 }
 
 fn find_program() -> Result<PathBuf, WireError> {
@@ -121,4 +133,22 @@ fn did_not_start(state: &StateDir, cause: &str) -> WireError {
     let mut error = WireError::new(ErrorCode::Failed, "bangerd did not start");
     error.causes.push(cause.to_owned());
     error.hinted(format!("its log is `{}`", state.log().display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{LOG_LEN_MAX, rotate};
+
+    #[test]
+    fn a_long_log_is_put_aside() {
+        let dir = tempfile::tempdir().unwrap();
+        let (log, aside) = (dir.path().join("bangerd.log"), dir.path().join("bangerd.log.1"));
+        rotate(&log);
+        for (len, remains) in [(LOG_LEN_MAX, true), (LOG_LEN_MAX + 1, false)] {
+            let file = std::fs::File::create(&log).unwrap();
+            file.set_len(len).unwrap();
+            rotate(&log);
+            assert_eq!((log.exists(), aside.exists()), (remains, !remains));
+        }
+    }
 }

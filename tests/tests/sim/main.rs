@@ -138,6 +138,8 @@ fn run(scenario: &'static Scenario) -> Vec<String> {
             } else {
                 missed += 1
             }
+            // Each is told when it is found: a full run takes long.
+            found.iter().for_each(|problem| println!("{problem}"));
             problems.extend(found);
         }
         if !reached {

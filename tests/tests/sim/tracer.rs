@@ -101,6 +101,8 @@ struct Tracer {
     real: bool,
     tasks: HashMap<Pid, Task>,
     armed: bool,
+    /// The host went down; nothing goes on until nothing is left of it.
+    down: bool,
     trace: Trace,
     /// Ends the watch over [`PATIENCE`].
     done: std::sync::mpsc::Sender<()>,
@@ -132,20 +134,28 @@ impl Tracer {
             hangs
         });
         let trace = Trace { steps: BTreeMap::new(), hit: false, code: None, hung: false };
-        Self { root, home, fault, real, tasks: HashMap::new(), armed: false, trace, done, watch }
+        Self { root, home, fault, real, tasks: HashMap::new(), armed: false, down: false, trace, done, watch }
     }
 
     fn run(mut self) -> Trace {
         let flags = WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD;
         loop {
             match waitpid(None, Some(flags)) {
-                Ok(WaitStatus::Exited(pid, code)) if pid == self.root => {
+                Ok(WaitStatus::Exited(pid, code)) if pid == self.root && !self.down => {
                     self.trace.code = Some(code);
                     break;
                 }
-                Ok(WaitStatus::Signaled(pid, ..)) if pid == self.root => break,
+                Ok(WaitStatus::Signaled(pid, ..)) if pid == self.root && !self.down => break,
                 Ok(WaitStatus::Exited(pid, _) | WaitStatus::Signaled(pid, ..)) => {
                     self.tasks.remove(&pid);
+                }
+                // Made while the others were killed.
+                Ok(
+                    WaitStatus::PtraceSyscall(pid)
+                    | WaitStatus::PtraceEvent(pid, ..)
+                    | WaitStatus::Stopped(pid, _),
+                ) if self.down => {
+                    let _ = kill(pid, Signal::SIGKILL);
                 }
                 Ok(WaitStatus::PtraceSyscall(pid)) => {
                     self.call(pid);
@@ -226,6 +236,7 @@ impl Tracer {
         match fault.kind {
             Kind::Crash => drop(kill(pid, Signal::SIGKILL)),
             Kind::Down => {
+                self.down = true;
                 for pid in self.tasks.keys() {
                     let _ = kill(*pid, Signal::SIGKILL);
                 }

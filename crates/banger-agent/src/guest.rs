@@ -98,7 +98,7 @@ pub(crate) fn configure(config: &GuestConfig) -> Result<(Option<Init>, Vec<Strin
     }
     at("prepare /run", prepare_run(root, init.as_ref()))?;
     if init.as_ref().is_some_and(|init| init.is_systemd) {
-        let prepared = shutdown::prepare(Path::new("/"), &root.join("run"), &config.drives.written());
+        let prepared = shutdown::prepare(Path::new("/"), root, &config.drives.written());
         at("prepare the shutdown", prepared)?;
     }
     Ok((init, warnings))

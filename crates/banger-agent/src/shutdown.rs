@@ -29,8 +29,8 @@ const HOLD_TIME: Duration = Duration::from_secs(1);
 /// How long killed ones may take: they wait for the disk at most.
 const KILL_TIME: Duration = Duration::from_secs(5);
 
-/// Makes the initramfs what systemd enters last. `initramfs` is its root, `run` the new root's `/run`.
-pub(crate) fn prepare(initramfs: &Path, run: &Path, devices: &[String]) -> io::Result<()> {
+/// Makes the initramfs what systemd enters last. `initramfs` is its root, `root` the new one, with `/proc` and `/run`.
+pub(crate) fn prepare(initramfs: &Path, root: &Path, devices: &[String]) -> io::Result<()> {
     for dir in ["oldroot", "run"] {
         super::guest::make_dir(&initramfs.join(dir))?;
     }
@@ -38,10 +38,28 @@ pub(crate) fn prepare(initramfs: &Path, run: &Path, devices: &[String]) -> io::R
     std::fs::hard_link(initramfs.join("init"), initramfs.join("shutdown"))?;
     // Loaded long ago, and this memory would be the guest's no more.
     let _ = std::fs::remove_dir_all(initramfs.join("modules"));
-    let place = run.join("initramfs");
+    let mounts = std::fs::read_to_string(root.join("proc/self/mountinfo"))?;
+    let table = root.join("run/mount");
+    std::fs::create_dir_all(&table)?;
+    std::fs::write(table.join("utab"), own_mounts(&mounts, root))?;
+    let place = root.join("run/initramfs");
     std::fs::create_dir_all(&place)?;
     rustix::mount::mount_bind(initramfs, place)?;
     Ok(())
+}
+
+/// The drives mounted below the root, as mounts of an initramfs, which systemd leaves to what comes after it
+/// (`x-initrd.mount`, systemd.mount(5)). Otherwise it unmounts each by a process of its own, and fails at the modules,
+/// which udev reads until it ends. The form is that of libmount's `utab`.
+fn own_mounts(mountinfo: &str, root: &Path) -> String {
+    let line = |line: &str| {
+        let (own, filesystem) = line.split_once(" - ")?;
+        let [id, _, _, part, target, ..] = own.split(' ').collect::<Vec<_>>()[..] else { return None };
+        let source = filesystem.split(' ').nth(1).filter(|source| source.starts_with("/dev/"))?;
+        let target = Path::new(target).strip_prefix(root).ok().filter(|target| *target != Path::new(""))?;
+        Some(format!("ID={id} SRC={source} TARGET=/{} ROOT={part} OPTS=x-initrd.mount\n", target.display()))
+    };
+    mountinfo.lines().filter_map(line).collect()
 }
 
 /// Is `/shutdown`, process 1 of a machine whose services have ended. Returns only when it could not end the machine.
@@ -81,7 +99,11 @@ fn command(reboot: bool) -> RebootCommand {
 fn freeze(device: &str, number: usize) -> io::Result<()> {
     let place = format!("{PLACE}-{number}");
     std::fs::create_dir_all(&place)?;
-    mount(device, &place, "ext4", MountFlags::NOATIME, None)?;
+    match mount(device, &place, "ext4", MountFlags::NOATIME, None) {
+        // Made read-only already, by systemd for one, which writes everything out and closes the journal.
+        Err(rustix::io::Errno::BUSY) => return Ok(mount(device, &place, "ext4", MountFlags::RDONLY, None)?),
+        mounted => mounted?,
+    }
     banger_sys::filesystem::freeze(std::fs::File::open(&place)?)
 }
 
@@ -116,4 +138,24 @@ fn processes() -> Vec<(Pid, OwnedFd)> {
         })
         .filter_map(|pid| Some((pid, pidfd_open(pid, PidfdFlags::empty()).ok()?)))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::own_mounts;
+    use std::path::Path;
+
+    #[test]
+    fn drives_below_the_root_are_the_initramfs_own() {
+        let mounts = "29 1 0:26 / /root rw - overlay overlay rw\n\
+                      30 1 254:0 / /image ro - ext4 /dev/vda ro\n\
+                      31 29 254:16 /docker /root/var/lib/docker rw,noatime shared:2 - ext4 /dev/vdb rw\n\
+                      32 29 0:27 / /root/run rw - tmpfs tmpfs rw\n\
+                      34 29 254:48 / /root/a\\040b rw - ext4 /dev/vdd rw\n";
+        assert_eq!(
+            own_mounts(mounts, Path::new("/root")),
+            "ID=31 SRC=/dev/vdb TARGET=/var/lib/docker ROOT=/docker OPTS=x-initrd.mount\n\
+             ID=34 SRC=/dev/vdd TARGET=/a\\040b ROOT=/ OPTS=x-initrd.mount\n"
+        );
+    }
 }

@@ -13,6 +13,7 @@ use rustix::fs::{FlockOperation, Mode, OFlags};
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::os::fd::AsRawFd as _;
+use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
@@ -131,7 +132,9 @@ pub(crate) async fn start(plan: &VmPlan) -> anyhow::Result<Connection> {
         std::os::unix::fs::lchown(dir, Some(id), Some(id)).context("give the vm its directory")?;
     }
     let own = std::env::current_exe().context("find this program")?;
-    let mut command = banger_sys::child::command(own.as_os_str());
+    // Its file may have been replaced by another build's meanwhile; the name is for whoever lists processes.
+    let mut command = banger_sys::child::command("/proc/self/exe".as_ref());
+    command.arg0(own);
     command.arg("supervise").arg("--dir").arg(dir).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
     banger_sys::child::new_session(&mut command, None, None);
     let mut child = command.spawn().context("start the supervisor")?;

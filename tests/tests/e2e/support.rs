@@ -261,7 +261,7 @@ impl Drop for Owner {
 
 /// Waits for what comes by itself; a leak never does.
 pub(crate) fn wait_for(what: &str, mut check: impl FnMut() -> Result<(), String>) {
-    let deadline = Instant::now() + Duration::from_secs(30);
+    let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         match check() {
             Ok(()) => return,

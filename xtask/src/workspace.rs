@@ -14,7 +14,7 @@ const COMMITS: usize = 5_000;
 /// Bytes of the one large file.
 const LARGE_LEN: u64 = 500 << 20;
 /// Runs of each kind; the median counts.
-const RUNS: usize = 5;
+const RUNS: usize = 3;
 /// The vm of the measurements.
 const VM: [&str; 10] =
     ["vm", "create", "--name", "bench", "--image", IMAGE, "--memory", "1G", "--net", "none"];

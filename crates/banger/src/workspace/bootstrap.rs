@@ -106,7 +106,8 @@ async fn run(
         let what = SessionKind::Exec(Box::new(exec));
         let (mut reader, mut writer) = open_session(name, Path::new(&vm.socket), what, false).await?;
         let broken = |error| Stop::from(lost_by(name, error));
-        writer.write(&Frame::eof(0, STDIN)).await.map_err(broken)?;
+        // What can't be written, the reading side learns; a command that has ended is told before.
+        let _ = writer.write(&Frame::eof(0, STDIN)).await;
         let mut said = [ConsoleText::default(), ConsoleText::default()];
         loop {
             let frame = reader.next().await.map_err(broken)?.ok_or_else(|| lost(name))?;
@@ -114,7 +115,7 @@ async fn run(
                 (Kind::Data, channel @ (STDOUT | STDERR)) => {
                     ui.aside(&said[usize::from(channel - STDOUT)].push(&frame.payload));
                     let len = u32::try_from(frame.payload.len()).unwrap_or(u32::MAX);
-                    writer.write(&Frame::credit(0, channel, len)).await.map_err(broken)?;
+                    let _ = writer.write(&Frame::credit(0, channel, len)).await;
                 }
                 (Kind::Message, _) => match frame.parse() {
                     Ok(SessionEvent::Started { .. }) => {}

@@ -426,7 +426,7 @@ impl Changes {
         path: &ByteString,
     ) -> Result<Vec<u8>, WireError> {
         let git = Git::own(&self.repository).with_env("GIT_LITERAL_PATHSPECS", "1");
-        let args = ["--no-renames", "--stat", "--patch", before, after, "--"].map(OsStr::new);
+        let args = ["--no-renames", before, after, "--"].map(OsStr::new);
         diff(&git, &[&args[..], &[path.as_os_str()]].concat())
     }
 

@@ -91,20 +91,22 @@ pub(crate) async fn bring_branch(context: &mut Context, vm: &VmView, branch: Str
         Ok(new)
     };
     let new = context.signals.unless(on_thread(work)).await?;
-    let changed = guest.uncommitted(context).await?;
-    if changed > 0 {
-        context.ui.warning(&format!(
-            "{} in vm `{}` in no commit, and not on the branch",
-            if changed == 1 {
-                "1 changed file is".to_owned()
-            } else {
-                format!("{changed} changed files are")
-            },
-            vm.name
-        ));
+    // The branch is there, so what can't be told now is no failure.
+    match guest.uncommitted(context).await {
+        Ok(0) => {}
+        Ok(1) => warn(context, vm, "1 changed file is in no commit, and not on the branch"),
+        Ok(more) => {
+            warn(context, vm, &format!("{more} changed files are in no commit, and not on the branch"));
+        }
+        Err(Stop::Failed(_)) => warn(context, vm, "it can't be told whether there is more than the commits"),
+        Err(stop) => return Err(stop),
     }
     context.ui.note(&format!("branch `{branch}` has {} of vm `{}`", count(new, "new commit"), vm.name));
     Ok(0)
+}
+
+fn warn(context: &Context, vm: &VmView, what: &str) {
+    context.ui.warning(&format!("vm `{}`: {what}", vm.name));
 }
 
 /// Asks the guest's git. What it answers is anything at all.

@@ -204,6 +204,8 @@ fn hooks_and_fsmonitor_of_the_owner_stay_quiet() {
     let owner = Owner::new("echo a > a; git add .; git commit -qm one");
     owner.set_traps();
     owner.everything(&[file("a", "b\n")]);
+    // The one command that has a hook to run.
+    Git::at(&owner.top()).run(&["update-ref", "refs/heads/new", "HEAD"]).unwrap();
     assert_eq!(owner.marks(), NOTHING);
     // The traps are none of wood: what a person does sets them off.
     owner.sh("cd r; git status -s; git commit -qam two || true");

@@ -7,6 +7,7 @@ use super::collect::{Change, Changes};
 use crate::context::Context;
 use crate::stop::{Stop, failed, invalid};
 use crate::streams::start_reader;
+use crate::terminal::stdin_is_terminal;
 use crate::text::escape;
 use crate::transfer::on_thread;
 use banger_wire::bytes::ByteString;
@@ -104,6 +105,10 @@ async fn ask(context: &mut Context, answers: &mut Answers, question: &str) -> Re
                 )
                 .into());
         };
+        if !stdin_is_terminal() {
+            // Nobody's key has ended the line.
+            context.ui.end_foreign_line();
+        }
         match understand(&line) {
             Some(answer) => return Ok(answer),
             None => context.ui.aside(HELP),

@@ -7,6 +7,7 @@ mod ci;
 mod crowd;
 mod programs;
 mod pull;
+mod workspace;
 
 use anyhow::bail;
 
@@ -21,8 +22,11 @@ fn main() -> anyhow::Result<()> {
         ["bench", "crowd", "dev"] => crowd::run(programs::Profile::Dev, 50),
         ["bench", "pull"] => pull::run(programs::Profile::Release),
         ["bench", "pull", "dev"] => pull::run(programs::Profile::Dev),
+        ["bench", "workspace"] => workspace::run(programs::Profile::Release),
+        ["bench", "workspace", "dev"] => workspace::run(programs::Profile::Dev),
         _ => bail!(
-            "usage: cargo xtask ci | bench run | bench boots [COUNT] | bench crowd [dev] | bench pull [dev]"
+            "usage: cargo xtask ci | bench run | bench boots [COUNT] | bench crowd [dev] | bench pull [dev] | \
+             bench workspace [dev]"
         ),
     }
 }

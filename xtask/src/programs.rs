@@ -58,6 +58,17 @@ impl Built {
         store.ok(&["daemon", "stop"])?;
         Ok(store)
     }
+
+    /// Makes a store of what another one has, whose daemon does not run.
+    pub(crate) fn store_like(&self, other: &Path) -> anyhow::Result<Store> {
+        let dir = tempfile::Builder::new().prefix("banger-store-").tempdir()?;
+        let state = dir.path().join("state");
+        let copied = Command::new("cp").args(["-a", "--reflink=auto"]).args([other, &state]).status()?;
+        if !copied.success() {
+            bail!("`{}` could not be copied", other.display());
+        }
+        Ok(Store { state, banger: self.dir.join("banger"), dir })
+    }
 }
 
 impl Store {

@@ -185,6 +185,12 @@ pub(crate) struct ExportArgs {
     /// Change the files of the checkout accordingly; `banger vm workspace undo` takes that back.
     #[arg(long, conflicts_with = "base_commit")]
     pub(crate) apply: bool,
+    /// Show what changed file by file, and ask for each whether to take it.
+    #[arg(long)]
+    pub(crate) review: bool,
+    /// Take the commits made in the vm instead, as this branch of the checkout.
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["output", "base_commit", "apply", "review"])]
+    pub(crate) branch: Option<String>,
     /// Name, id or the beginning of an id.
     #[arg(value_name = "REF")]
     pub(crate) vm: String,
@@ -198,6 +204,12 @@ pub(crate) struct PrepareArgs {
     /// List what would be copied.
     #[arg(long)]
     pub(crate) dry_run: bool,
+    /// Print the list as JSON.
+    #[arg(long, requires = "dry_run")]
+    pub(crate) json: bool,
+    /// Do not install the tools that the checkout names for mise.
+    #[arg(long, help_heading = WORKSPACE)]
+    pub(crate) no_bootstrap: bool,
     /// Replace what was changed in the vm.
     #[arg(short, long)]
     pub(crate) force: bool,
@@ -366,6 +378,9 @@ pub(crate) struct RunArgs {
     /// Afterwards, change the files of the checkout as they were changed in the vm.
     #[arg(long, help_heading = WORKSPACE, requires = "path")]
     pub(crate) apply: bool,
+    /// Do not install the tools that the checkout names for mise.
+    #[arg(long, help_heading = WORKSPACE, requires = "path")]
+    pub(crate) no_bootstrap: bool,
     /// Go back into the vm that has the checkout, if there is one.
     #[arg(long, help_heading = WORKSPACE, requires = "path")]
     pub(crate) reuse: bool,
@@ -392,6 +407,9 @@ pub(crate) struct CreateArgs {
     /// Print JSON.
     #[arg(long)]
     pub(crate) json: bool,
+    /// Do not install the tools that the checkout names for mise.
+    #[arg(long, help_heading = WORKSPACE, requires = "path")]
+    pub(crate) no_bootstrap: bool,
     /// A git checkout to place in the vm.
     pub(crate) path: Option<PathBuf>,
 }

@@ -44,6 +44,12 @@ pub(crate) struct StateDir {
 }
 
 impl StateDir {
+    /// Returns this directory.
+    #[cfg(test)]
+    pub(crate) fn at(path: &Path) -> Self {
+        Self { path: path.to_owned() }
+    }
+
     /// Returns the directory the environment names; nothing is created.
     ///
     /// # Errors

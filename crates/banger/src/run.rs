@@ -11,11 +11,12 @@ use crate::terminal;
 use crate::text::escape;
 use crate::upload::{Local, local};
 use crate::vm::state_word;
+use crate::workspace::bootstrap::Tools;
 use crate::workspace::checkout::Survey;
 use crate::workspace::command::{
-    Asked, Back, Placed, bring_back, check_back, look, make, place, refresh, tell_survey, wanted, warn_stale,
+    Asked, Back, Placed, bring_back, check_back, look, make, place, refresh, wanted, warn_stale,
 };
-use crate::workspace::reuse;
+use crate::workspace::{listing, reuse};
 use banger_wire::bytes::ByteString;
 use banger_wire::daemon::{Event, Outcome, Request, StartedVm, VmSpec, VmState, VmView, Wait};
 use banger_wire::error::{ErrorCode, WireError};
@@ -29,10 +30,9 @@ use std::time::Duration;
 pub(crate) async fn run(context: &mut Context, args: RunArgs) -> Ended {
     check(&args)?;
     let flags_given = !args.workspace.are_absent();
-    let wanted = wanted(args.path, args.workspace)?;
-    if args.dry_run && args.json && wanted.is_some() {
-        return Err(invalid("the list of a checkout's files can't be printed as JSON yet").into());
-    }
+    // A command would fail in ways that say less; in a shell somebody can see to it.
+    let tools = Tools { must: !args.command.is_empty(), user: args.session.user.clone() };
+    let wanted = wanted(args.path, args.workspace, (!args.no_bootstrap).then_some(tools))?;
     let reused = match &wanted {
         Some(asked) if args.reuse && !args.dry_run => reuse::find(context, asked.path()).await?,
         _ => None,
@@ -40,7 +40,7 @@ pub(crate) async fn run(context: &mut Context, args: RunArgs) -> Ended {
     let wanted = match (reused, wanted) {
         (Some(vm), Some(asked)) => {
             let again = Again { asked, flags_given, spec: args.spec };
-            let back = Back { patch: args.export, apply: args.apply, base_commit: None };
+            let back = Back { patch: args.export, apply: args.apply, ..Back::default() };
             let (detach, session, command) = (args.detach, args.session, args.command);
             let session = RunSession { rm: false, detach, session, command, back };
             return run_again(context, vm, again, session, args.json).await;
@@ -51,14 +51,14 @@ pub(crate) async fn run(context: &mut Context, args: RunArgs) -> Ended {
     if args.dry_run
         && let (Some(wanted), Some(survey)) = (&wanted, &survey)
     {
-        return tell_survey(context, wanted, survey);
+        return listing::tell(context, wanted, survey, args.json);
     }
     let default_wait = if args.command.is_empty() { Wait::Boot } else { Wait::Agent };
     let spec = vm_spec(args.spec, args.rm, default_wait, survey.as_ref())?;
     if args.dry_run {
         return dry_run(context, spec, args.json).await;
     }
-    let back = Back { patch: args.export, apply: args.apply, base_commit: None };
+    let back = Back { patch: args.export, apply: args.apply, ..Back::default() };
     check_back(context, &back, survey.as_ref()).await?;
     let rm = args.rm;
     let making = make(context, wanted.as_ref(), survey)?;
@@ -180,7 +180,8 @@ async fn show(context: &mut Context, started: &StartedVm) -> Result<VmView, Stop
 
 /// Runs `banger vm create`.
 pub(crate) async fn create(context: &mut Context, args: CreateArgs) -> Ended {
-    let wanted = wanted(args.path, args.workspace)?;
+    let tools = Tools { must: false, user: None };
+    let wanted = wanted(args.path, args.workspace, (!args.no_bootstrap).then_some(tools))?;
     if args.no_start && wanted.is_some() {
         return Err(invalid("a checkout can only be placed in a vm that runs")
             .hinted("leave `--no-start` out, or use `banger vm workspace prepare` once it runs")
@@ -190,7 +191,7 @@ pub(crate) async fn create(context: &mut Context, args: CreateArgs) -> Ended {
     let spec = vm_spec(args.spec, false, Wait::Boot, survey.as_ref())?;
     if args.dry_run {
         return match (&wanted, &survey) {
-            (Some(wanted), Some(survey)) => tell_survey(context, wanted, survey),
+            (Some(wanted), Some(survey)) => listing::tell(context, wanted, survey, args.json),
             _ => dry_run(context, spec, args.json).await,
         };
     }

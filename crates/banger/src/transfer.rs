@@ -3,8 +3,8 @@
 use crate::session::{lost, lost_by, open_session, send_queued};
 use crate::stop::{Stop, failed};
 use banger_wire::channel::{self, ChannelReader, ChannelWriter, Feed};
-use banger_wire::error::WireError;
-use banger_wire::exec::{ExitStatus, STDIN, STDOUT, SessionEvent, WINDOW};
+use banger_wire::error::{ErrorCode, WireError};
+use banger_wire::exec::{ExitStatus, STDERR, STDIN, STDOUT, SessionEvent, WINDOW};
 use banger_wire::frame::{DATA_LEN_MAX, Frame, Kind};
 use banger_wire::guest::SessionKind;
 use std::path::Path;
@@ -13,6 +13,8 @@ use tokio::sync::{mpsc, oneshot};
 
 /// Time between two looks at how far the work is.
 const TICK: Duration = Duration::from_millis(100);
+/// What of a command's errors is kept for ours.
+const SAID_LEN_MAX: usize = 4096;
 
 /// Does blocking work on a thread, which is not waited for when this is dropped.
 ///
@@ -40,6 +42,14 @@ pub(crate) fn start_thread<T: Send + 'static>(
     Ok(done)
 }
 
+fn unsuccessful(vm: &str, status: ExitStatus, said: &[u8]) -> WireError {
+    let message = format!("a command in vm `{vm}` ended with status {}", status.shell_code());
+    let mut error = WireError::new(ErrorCode::Failed, message);
+    let said = String::from_utf8_lossy(said).trim().to_owned();
+    error.causes.extend(Some(said).filter(|said| !said.is_empty()));
+    error
+}
+
 /// Opens a session and has `work` serve its streams, until both have ended. `tick` is called now and then. The work keeps
 /// its writer to its end.
 ///
@@ -60,6 +70,7 @@ pub(crate) async fn transfer<T: Send + 'static>(
     let gone = |error| failed("a thread ended too early", &error);
     let mut ticks = tokio::time::interval(TICK);
     let (mut window, mut unread, mut sending) = (WINDOW as usize, 0_usize, true);
+    let mut said = Vec::new();
     let mut result = None;
     let end = loop {
         tokio::select! {
@@ -77,8 +88,15 @@ pub(crate) async fn transfer<T: Send + 'static>(
                         let granted = frame.parse_credit().map_err(|error| lost_by(vm, error.into()))?;
                         window = window.saturating_add(granted as usize).min(WINDOW as usize);
                     }
+                    (Kind::Data, STDERR) => {
+                        let _ = queue.send(Frame::credit(0, STDERR, u32::try_from(frame.payload.len()).unwrap_or(0)));
+                        let room = SAID_LEN_MAX.saturating_sub(said.len()).min(frame.payload.len());
+                        said.extend_from_slice(&frame.payload[..room]);
+                    }
                     (Kind::Message, _) => match frame.parse() {
+                        Ok(SessionEvent::Started { .. }) => {}
                         Ok(SessionEvent::Exited(ExitStatus::Code(0))) => break Ok(()),
+                        Ok(SessionEvent::Exited(status)) => break Err(unsuccessful(vm, status, &said)),
                         Ok(SessionEvent::Failed(error)) => break Err(error),
                         _ => break Err(lost(vm)),
                     },

@@ -1,6 +1,7 @@
 //! The installed programs, with real vms. Each test ends by showing that nothing is left.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, clippy::print_stdout, reason = "a test")]
 
+mod bring;
 mod cgroup;
 mod commands;
 mod config;

@@ -163,7 +163,7 @@ const KINDS: [Kind; 19] = [
 ];
 
 /// Runs a shell script as the owner; the directory is the owner's.
-fn sh(owner: &Owner, dir: &Path, script: &str) -> Output {
+pub(crate) fn sh(owner: &Owner, dir: &Path, script: &str) -> Output {
     let mut command = owner.program("sh");
     let output = command.args(["-c", script]).current_dir(dir).output().unwrap();
     assert!(output.status.success(), "{script}: {}", show(&output));
@@ -171,7 +171,7 @@ fn sh(owner: &Owner, dir: &Path, script: &str) -> Output {
 }
 
 /// Makes an owner who commits, and a checkout by a script.
-fn checkout(owner: &Owner, name: &str, script: &str) -> PathBuf {
+pub(crate) fn checkout(owner: &Owner, name: &str, script: &str) -> PathBuf {
     let dir = owner.home().join("src").join(name.replace(' ', "-"));
     run(owner.program("mkdir").arg("-p").arg(&dir));
     let config = "[user]\nname = A U Thor\nemail = author@example.com\n[init]\ndefaultBranch = main\n[advice]\n\
@@ -180,7 +180,7 @@ fn checkout(owner: &Owner, name: &str, script: &str) -> PathBuf {
     dir
 }
 
-fn text(bytes: &[u8]) -> String {
+pub(crate) fn text(bytes: &[u8]) -> String {
     bytes.escape_ascii().to_string().replace("\\n", "\n")
 }
 
@@ -247,14 +247,14 @@ const TREE: &str = "find . -path ./.git -prune -o -printf '%y %m %l %p\n' | grep
     find . -path ./.git -prune -o -type f -print0 | LC_ALL=C sort -z | xargs -0 -r sha256sum";
 
 /// Runs a script in a vm's workspace.
-fn guest(owner: &Owner, name: &str, script: &str) -> String {
+pub(crate) fn guest(owner: &Owner, name: &str, script: &str) -> String {
     let output = owner.banger(["vm", "exec", name, "--", "sh", "-ec", script]).output().unwrap();
     assert!(output.status.success(), "{script}: {}{}", show(&output), owner.logs());
     text(&output.stdout)
 }
 
 /// A vm with a checkout made by a script.
-fn placed(owner: &Owner, name: &str, script: &str) -> PathBuf {
+pub(crate) fn placed(owner: &Owner, name: &str, script: &str) -> PathBuf {
     let top = checkout(owner, name, &format!("git init -q r; cd r; {script}")).join("r");
     let top_text = top.to_str().unwrap();
     owner.ok(["vm", "run", "-d", "--image", IMAGE, "--name", name, top_text]);

@@ -235,22 +235,8 @@ fn merge(
 fn contents(changes: &Changes) -> Result<HashMap<String, Vec<u8>>, WireError> {
     let sides = changes.list.iter().flat_map(|change| change.before.iter().chain(&change.after));
     let names: std::collections::BTreeSet<&str> = sides.map(|(_, object)| object.as_str()).collect();
-    let asked: String = names.iter().map(|name| format!("{name}\n")).collect();
-    let answer = Git::own(&changes.repository).feed(&["cat-file", "--batch"], asked.as_bytes())?;
-    let (mut found, mut rest) = (HashMap::new(), answer.as_slice());
-    while let Some(end) = rest.iter().position(|&byte| byte == b'\n') {
-        let line = String::from_utf8_lossy(&rest[..end]).into_owned();
-        rest = &rest[end + 1..];
-        let mut fields = line.split(' ');
-        let (Some(name), Some("blob"), Some(len)) = (fields.next(), fields.next(), fields.next()) else {
-            continue;
-        };
-        let content = len.parse().ok().and_then(|len: usize| rest.get(..len));
-        let Some(content) = content else { break };
-        found.insert(name.to_owned(), content.to_vec());
-        rest = rest.get(content.len() + 1..).unwrap_or_default();
-    }
-    Ok(found)
+    let found = Git::own(&changes.repository).objects(names)?;
+    Ok(found.into_iter().map(|(name, (_, content))| (name, content)).collect())
 }
 
 fn undo_dir(root: &Path, state: &StateDir) -> PathBuf {

@@ -20,6 +20,8 @@ pub(crate) struct Base {
     pub(crate) sha256: bool,
     /// Tops of the owner's repositories whose objects are counted on.
     pub(crate) repositories: Vec<ByteString>,
+    /// The commit that the guest's branch began at; none before the first one.
+    pub(crate) commit: Option<String>,
     pub(crate) files: BTreeMap<ByteString, BaseFile>,
 }
 
@@ -94,19 +96,21 @@ impl Base {
 struct List {
     sha256: bool,
     repositories: Vec<ByteString>,
+    #[serde(default)]
+    commit: Option<String>,
     files: Vec<(ByteString, BaseFile)>,
 }
 
 impl From<Base> for List {
     fn from(base: Base) -> Self {
-        let Base { sha256, repositories, files } = base;
-        Self { sha256, repositories, files: files.into_iter().collect() }
+        let Base { sha256, repositories, commit, files } = base;
+        Self { sha256, repositories, commit, files: files.into_iter().collect() }
     }
 }
 
 impl From<List> for Base {
     fn from(list: List) -> Self {
-        let List { sha256, repositories, files } = list;
-        Self { sha256, repositories, files: files.into_iter().collect() }
+        let List { sha256, repositories, commit, files } = list;
+        Self { sha256, repositories, commit, files: files.into_iter().collect() }
     }
 }

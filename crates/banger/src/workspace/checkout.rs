@@ -124,7 +124,7 @@ fn without_checkout(
     error: WireError,
 ) -> Result<Survey, WireError> {
     let bare = git.line(&["rev-parse", "--is-bare-repository"])?.is_some_and(|answer| answer == "true");
-    if bare {
+    if bare || error.causes.iter().any(|cause| cause.contains("bare repository")) {
         return Err(invalid(format!("`{shown}` is a bare repository, which has no files to place in a vm"))
             .hinted("clone it, and name the clone"));
     }

@@ -21,6 +21,7 @@ use banger_wire::error::{ErrorCode, WireError};
 use banger_wire::guest::SessionKind;
 use banger_wire::item::{Item, ItemReader, ItemWriter, Kind};
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
 use std::io::{Error, ErrorKind};
 use std::path::{Path, PathBuf};
 
@@ -74,9 +75,7 @@ pub(crate) async fn collect(vm: &VmView, state: &StateDir) -> Result<Changes, St
     let dir = state.workspaces().join(vm.id.as_str());
     let found = vm.workspace.clone().zip(Base::load(&dir)?);
     let Some((workspace, base)) = found else {
-        let message = format!("vm `{}` has no workspace", vm.name);
-        let hint = format!("place one with `banger vm workspace prepare {} PATH`", vm.name);
-        return Err(WireError::new(ErrorCode::Failed, message).hinted(hint).into());
+        return Err(no_workspace(vm).into());
     };
     let scratch = Scratch::make(state)?;
     let what = SessionKind::Collect { path: workspace.path.clone() };
@@ -84,8 +83,15 @@ pub(crate) async fn collect(vm: &VmView, state: &StateDir) -> Result<Changes, St
     transfer((vm.name.as_str(), Path::new(&vm.socket)), what, work, &mut || {}).await
 }
 
+/// Returns the failure of what takes a vm with a workspace.
+pub(crate) fn no_workspace(vm: &VmView) -> WireError {
+    let message = format!("vm `{}` has no workspace", vm.name);
+    let hint = format!("place one with `banger vm workspace prepare {} PATH`", vm.name);
+    WireError::new(ErrorCode::Failed, message).hinted(hint)
+}
+
 /// A conversation with the guest about its files.
-struct Collecting {
+pub(super) struct Collecting {
     reader: ItemReader<ChannelReader>,
     writer: ItemWriter<ChannelWriter>,
     base: Base,
@@ -104,7 +110,7 @@ fn unreadable(error: &Error) -> WireError {
 }
 
 impl Collecting {
-    fn begin(
+    pub(super) fn begin(
         input: ChannelReader,
         output: ChannelWriter,
         dir: &Path,
@@ -142,7 +148,7 @@ impl Collecting {
         })
     }
 
-    fn finish(mut self, workspace: Workspace) -> Result<Changes, WireError> {
+    pub(super) fn finish(mut self, workspace: Workspace) -> Result<Changes, WireError> {
         self.read_list().map_err(|error| unreadable(&error))?;
         let changed: BTreeSet<ByteString> = { self.base.files.iter() }
             .filter(|(path, file)| self.listed.get(path).is_some_and(|listed| !is_same(file, listed)))
@@ -322,6 +328,13 @@ impl Collecting {
     }
 }
 
+/// Compares two trees. No program of a config or of an attribute has a part in it.
+pub(super) fn diff<S: AsRef<OsStr>>(git: &Git, args: &[S]) -> Result<Vec<u8>, WireError> {
+    let calm = ["diff-tree", "-r", "-p", "--no-color", "--no-ext-diff", "--no-textconv"].map(OsStr::new);
+    let args: Vec<&OsStr> = calm.into_iter().chain(args.iter().map(AsRef::as_ref)).collect();
+    git.run(&args)
+}
+
 /// Tells whether a guest lists a file as it did when it had just got it.
 fn is_same(file: &BaseFile, listed: &Listed) -> bool {
     let kind = if file.kind == FileKind::Link { Kind::Link } else { Kind::File };
@@ -379,22 +392,42 @@ impl Changes {
     /// # Errors
     /// When there is no such commit, or a content is missing.
     pub(crate) fn patch(&self, base_commit: Option<&str>) -> Result<Vec<u8>, WireError> {
+        let (mut before, after) = self.trees()?;
+        if let Some(commit) = base_commit {
+            before = format!("{}^{{tree}}", self.commit(commit)?);
+        }
+        diff(&Git::own(&self.repository), &["-M", "--binary", "--full-index", &before, &after])
+    }
+
+    /// Returns the trees before and after.
+    ///
+    /// # Errors
+    /// When git can't write them.
+    pub(crate) fn trees(&self) -> Result<(String, String), WireError> {
         let mut files: BTreeMap<&ByteString, (FileKind, &str)> =
             self.base.files.iter().map(|(path, file)| (path, (file.kind, file.object.as_str()))).collect();
-        let before = match base_commit {
-            Some(commit) => format!("{}^{{tree}}", self.commit(commit)?),
-            None => self.tree(&files)?,
-        };
+        let before = self.tree(&files)?;
         for change in &self.list {
             match &change.after {
                 Some((kind, object)) => files.insert(&change.path, (*kind, object)),
                 None => files.remove(&change.path),
             };
         }
-        let after = self.tree(&files)?;
-        let args =
-            ["diff-tree", "-r", "-p", "-M", "--binary", "--full-index", "--no-ext-diff", "--no-textconv"];
-        Git::own(&self.repository).run(&[&args[..], &["--no-color", &before, &after]].concat())
+        Ok((before, self.tree(&files)?))
+    }
+
+    /// Returns what a person is shown of one change.
+    ///
+    /// # Errors
+    /// When a content is missing.
+    pub(crate) fn diff_of(
+        &self,
+        (before, after): &(String, String),
+        path: &ByteString,
+    ) -> Result<Vec<u8>, WireError> {
+        let git = Git::own(&self.repository).with_env("GIT_LITERAL_PATHSPECS", "1");
+        let args = ["--no-renames", before, after, "--"].map(OsStr::new);
+        diff(&git, &[&args[..], &[path.as_os_str()]].concat())
     }
 
     fn commit(&self, name: &str) -> Result<String, WireError> {

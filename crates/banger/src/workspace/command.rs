@@ -1,11 +1,15 @@
 //! Workspaces as the commands see them: flags, what is shown, and the steps in their order.
 
 use super::apply::{self, apply, refuse_dirty};
+use super::bootstrap::{self, Tools};
 use super::checkout::{Survey, Wanted, survey};
 use super::collect::{Changes, collect};
+use super::commits::bring_branch;
 use super::git::Git;
+use super::listing;
 use super::metadata::Branching;
 use super::place::{self, Placement, Target};
+use super::review::review;
 use super::tree::path_of;
 use crate::args::{PrepareArgs, ShowArgs, WorkspaceArgs, WorkspaceCommand};
 use crate::context::Context;
@@ -32,12 +36,14 @@ pub(crate) struct Asked {
     branching: Branching,
     pub(super) guest_path: PathBuf,
     readonly: bool,
+    /// How the tools that it names are installed; not at all when none.
+    tools: Option<Tools>,
 }
 
 impl Asked {
     /// Asks for the named directory in the way it was placed before.
     pub(super) fn like(self, before: &Workspace) -> Self {
-        Self { path: self.path, ..Self::again(before) }
+        Self { path: self.path, ..Self::again(before, self.tools) }
     }
 
     /// The directory that was named.
@@ -46,7 +52,7 @@ impl Asked {
     }
 
     /// Asks for what was placed before, in the same way.
-    fn again(before: &Workspace) -> Self {
+    fn again(before: &Workspace, tools: Option<Tools>) -> Self {
         let WorkspaceAsked { tracked_only, include_secrets, readonly, branch, from } = before.asked.clone();
         Self {
             path: path_of(&before.source),
@@ -54,6 +60,7 @@ impl Asked {
             branching: Branching { branch, from: None },
             guest_path: path_of(&before.path),
             readonly,
+            tools,
         }
     }
 
@@ -82,6 +89,8 @@ pub(crate) struct Making {
     done: oneshot::Receiver<Result<Placement, WireError>>,
     /// Where below the root the command is to run.
     below: PathBuf,
+    /// Files at its top that name tools.
+    tool_files: Vec<&'static str>,
 }
 
 /// Runs `banger vm workspace …`.
@@ -90,7 +99,15 @@ pub(crate) async fn dispatch(context: &mut Context, command: WorkspaceCommand) -
         WorkspaceCommand::Prepare(args) => prepare(context, args).await,
         WorkspaceCommand::Export(args) => {
             let vm = running(context, args.vm).await?;
-            let back = Back { patch: args.output, apply: args.apply, base_commit: args.base_commit };
+            if let Some(branch) = args.branch {
+                return bring_branch(context, &vm, branch).await;
+            }
+            let back = Back {
+                patch: args.output,
+                apply: args.apply,
+                review: args.review,
+                base_commit: args.base_commit,
+            };
             bring_back(context, &vm, back).await
         }
         WorkspaceCommand::Status(args) => status(context, args).await,
@@ -99,21 +116,30 @@ pub(crate) async fn dispatch(context: &mut Context, command: WorkspaceCommand) -
 }
 
 async fn prepare(context: &mut Context, args: PrepareArgs) -> Ended {
-    let vm = running(context, args.vm).await?;
+    let tools = (!args.no_bootstrap).then_some(Tools { must: true, user: None });
     let flags = args.workspace;
+    if args.dry_run && args.path.is_some() {
+        // What would travel does not depend on the vm, so nobody is asked about it.
+        let Some(asked) = wanted(args.path, flags, None)? else { return Ok(0) };
+        return match look(context, Some(&asked)).await? {
+            Some(survey) => listing::tell(context, &asked, &survey, args.json),
+            None => Ok(0),
+        };
+    }
+    let vm = running(context, args.vm).await?;
     let asked = match &vm.workspace {
         // What was said then counts until something else is said.
-        Some(before) if args.path.is_none() && flags.are_absent() => Some(Asked::again(before)),
+        Some(before) if args.path.is_none() && flags.are_absent() => Some(Asked::again(before, tools)),
         before => {
             let source = before.as_ref().map(|before| path_of(&before.source));
             let path = args.path.or(source).unwrap_or_else(|| PathBuf::from("."));
-            wanted(Some(path), flags)?
+            wanted(Some(path), flags, tools)?
         }
     };
     let Some(asked) = asked else { return Ok(0) };
     let Some(survey) = look(context, Some(&asked)).await? else { return Ok(0) };
     if args.dry_run {
-        return tell_survey(context, &asked, &survey);
+        return listing::tell(context, &asked, &survey, args.json);
     }
     replace(context, &vm, asked, survey, args.force).await?;
     Ok(0)
@@ -125,7 +151,7 @@ async fn prepare(context: &mut Context, args: PrepareArgs) -> Ended {
 /// When it was changed in the vm, and those of placing.
 pub(crate) async fn refresh(context: &mut Context, vm: &VmView) -> Result<(), Stop> {
     let Some(before) = &vm.workspace else { return Ok(()) };
-    let asked = Asked::again(before);
+    let asked = Asked::again(before, Some(Tools { must: true, user: None }));
     match look(context, Some(&asked)).await? {
         Some(survey) => replace(context, vm, asked, survey, false).await,
         None => Ok(()),
@@ -174,6 +200,8 @@ pub(super) fn count(number: usize, of: &str) -> String {
 pub(crate) struct Back {
     pub(crate) patch: Option<PathBuf>,
     pub(crate) apply: bool,
+    /// Somebody is asked about each file.
+    pub(crate) review: bool,
     pub(crate) base_commit: Option<String>,
 }
 
@@ -214,6 +242,7 @@ pub(crate) async fn bring_back(context: &mut Context, vm: &VmView, back: Back) -
         let shown = escape(&path.as_os_str().to_string_lossy());
         context.ui.warning(&format!("`{shown}` {why} and does not come back"));
     }
+    let changes = if back.review { review(context, changes).await? } else { changes };
     let state = context.client.state().clone();
     let to_stdout = back.patch.is_none() && !back.apply;
     let work = move || {
@@ -331,7 +360,11 @@ async fn undo(context: &mut Context, path: Option<PathBuf>) -> Ended {
 ///
 /// # Errors
 /// When they need a path or contradict each other.
-pub(crate) fn wanted(path: Option<PathBuf>, args: WorkspaceArgs) -> Result<Option<Asked>, WireError> {
+pub(crate) fn wanted(
+    path: Option<PathBuf>,
+    args: WorkspaceArgs,
+    tools: Option<Tools>,
+) -> Result<Option<Asked>, WireError> {
     let flags = args.given();
     let Some(path) = path else {
         return match flags.iter().find(|(_, given)| *given) {
@@ -360,6 +393,7 @@ pub(crate) fn wanted(path: Option<PathBuf>, args: WorkspaceArgs) -> Result<Optio
         branching: Branching { branch: args.branch, from: None },
         guest_path,
         readonly: args.readonly,
+        tools,
     }))
 }
 
@@ -392,26 +426,6 @@ fn hint_command(path: &Path, error: WireError) -> WireError {
     error.hinted(format!("to run a command, put it after `--`: `banger vm run -- {shown}`"))
 }
 
-/// Lists what would travel. The list is for people, so names are escaped.
-///
-/// # Errors
-/// When it can't be printed.
-pub(crate) fn tell_survey(context: &Context, asked: &Asked, survey: &Survey) -> Ended {
-    let mut text = String::new();
-    for entry in &survey.entries {
-        let name = escape(&entry.path.to_string_lossy());
-        text.push_str(&format!("{:06o} {:>10} {name}\n", entry.mode, entry.len));
-    }
-    let mode = match survey.mode {
-        WorkspaceMode::ShallowOverlay => "shallow_overlay",
-        WorkspaceMode::FullCopy => "full_copy",
-    };
-    let to = escape(&asked.guest_path.display().to_string());
-    text.push_str(&format!("{} files, {} bytes, {mode}, to {to}\n", survey.entries.len(), survey.len()));
-    context.ui.data(&text)?;
-    Ok(0)
-}
-
 /// Begins to make what the guest needs besides the files.
 ///
 /// # Errors
@@ -424,12 +438,12 @@ pub(crate) fn make(
     let (Some(asked), Some(survey)) = (asked, survey) else { return Ok(None) };
     let state = context.client.state().clone();
     let branching = Branching { from: survey.from.clone(), ..asked.branching.clone() };
-    let below = survey.below.clone();
+    let (below, tool_files) = (survey.below.clone(), bootstrap::files(&survey));
     let done = start_thread(move || Placement::make(survey, &state, &branching))?;
-    Ok(Some(Making { done, below }))
+    Ok(Some(Making { done, below, tool_files }))
 }
 
-/// Places what was made in a vm that is up. Returns the directory that corresponds to the one that was named.
+/// Places what was made in a vm that is up, and installs the tools it names. Returns the directory that corresponds to the one that was named.
 ///
 /// # Errors
 /// When it can't be made or placed.
@@ -459,5 +473,8 @@ pub(crate) async fn place(
     let placed = context.signals.unless(placing).await;
     progress.finish();
     placed?;
+    if let (Some(tools), false) = (&asked.tools, making.tool_files.is_empty()) {
+        bootstrap::install(context, vm, &asked.guest_path, &making.tool_files, tools).await?;
+    }
     Ok(ByteString::from(asked.guest_path.join(&making.below).into_os_string()))
 }

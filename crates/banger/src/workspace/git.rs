@@ -2,19 +2,21 @@
 //!
 //! In the owner's repository only commands that read are run, and none that look at attributes: no filter, hook, diff or
 //! merge program has a reason to run. fsmonitor, which would, is off; so is every transport. What a guest wrote is never
-//! given to git as a repository, only as content under numbers, in repositories of banger's own.
+//! given to git as a repository, only as content under numbers, in repositories of banger's own. The one exception is
+//! `commits`, which adds a pack and a branch, once both have been looked through.
 
 use crate::stop::{failed, invalid};
 use banger_wire::error::WireError;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::ffi::{OsStr, OsString};
-use std::io::Write as _;
+use std::fs::File;
+use std::io::{Read as _, Write as _};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 /// Given to every command.
-const ALWAYS: [&str; 7] = [
+const ALWAYS: [&str; 9] = [
     "--no-pager",
     "-c",
     "core.fsmonitor=false",
@@ -22,7 +24,16 @@ const ALWAYS: [&str; 7] = [
     "core.hooksPath=/dev/null",
     "-c",
     "protocol.allow=never",
+    // A directory in a tree that looks like a repository is a directory.
+    "-c",
+    "safe.bareRepository=explicit",
 ];
+
+/// What a command reads.
+enum Input<'a> {
+    Bytes(&'a [u8]),
+    File(File),
+}
 
 /// Git, somewhere.
 #[derive(Debug, Clone)]
@@ -75,6 +86,12 @@ impl Git {
         Ok(git)
     }
 
+    /// Returns the same git with one more value of the config.
+    pub(crate) fn with_config(mut self, key: &str, value: impl Into<String>) -> Self {
+        self.config.push((key.into(), value.into()));
+        self
+    }
+
     /// Returns the same git with one more variable.
     pub(crate) fn with_env(mut self, key: &'static str, value: impl Into<OsString>) -> Self {
         self.env.push((key, value.into()));
@@ -104,14 +121,21 @@ impl Git {
         command
     }
 
-    fn finish(&self, args: &[&OsStr], input: &[u8]) -> Result<Output, WireError> {
+    fn finish(&self, args: &[&OsStr], input: Input<'_>) -> Result<Output, WireError> {
         let run = || {
             let mut command = self.command(args);
-            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-            let mut child = command.spawn()?;
+            command.stdout(Stdio::piped()).stderr(Stdio::piped());
+            let bytes = match input {
+                Input::File(file) => {
+                    command.stdin(file);
+                    return command.output();
+                }
+                Input::Bytes(bytes) => bytes,
+            };
+            let mut child = command.stdin(Stdio::piped()).spawn()?;
             let stdin = child.stdin.take();
             std::thread::scope(|scope| {
-                scope.spawn(|| stdin.map(|mut stdin| stdin.write_all(input)));
+                scope.spawn(|| stdin.map(|mut stdin| stdin.write_all(bytes)));
                 child.wait_with_output()
             })
         };
@@ -134,6 +158,80 @@ impl Git {
         self.feed_any(args, input, &[0])
     }
 
+    /// The same, of a command that reads a file.
+    ///
+    /// # Errors
+    /// When git is missing, or the command fails.
+    pub(crate) fn feed_file<S: AsRef<OsStr>>(&self, args: &[S], input: File) -> Result<Vec<u8>, WireError> {
+        let args: Vec<&OsStr> = args.iter().map(AsRef::as_ref).collect();
+        let output = self.finish(&args, Input::File(input))?;
+        if output.status.success() { Ok(output.stdout) } else { Err(self.failure(&args, &output)) }
+    }
+
+    /// Like [`Git::feed`], but none when the command prints more than `len_max` bytes, which then ends it.
+    ///
+    /// # Errors
+    /// When git is missing, or the command fails.
+    pub(crate) fn feed_up_to<S: AsRef<OsStr>>(
+        &self,
+        args: &[S],
+        input: &[u8],
+        len_max: usize,
+    ) -> Result<Option<Vec<u8>>, WireError> {
+        let args: Vec<&OsStr> = args.iter().map(AsRef::as_ref).collect();
+        let run = || {
+            let mut command = self.command(&args);
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+            let mut child = command.spawn()?;
+            let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
+            std::thread::scope(|scope| {
+                scope.spawn(|| stdin.map(|mut stdin| stdin.write_all(input)));
+                let mut printed = Vec::new();
+                if let Some(stdout) = stdout {
+                    stdout.take(len_max as u64 + 1).read_to_end(&mut printed)?;
+                }
+                if printed.len() > len_max {
+                    child.kill()?;
+                }
+                // What it says besides fits into the pipe.
+                let rest = child.wait_with_output()?;
+                Ok::<_, std::io::Error>(Output { stdout: printed, ..rest })
+            })
+        };
+        let output = run().map_err(|error| failed("could not run `git`", &error))?;
+        match output.status.success() {
+            _ if output.stdout.len() > len_max => Ok(None),
+            true => Ok(Some(output.stdout)),
+            false => Err(self.failure(&args, &output)),
+        }
+    }
+
+    /// Returns kind and content of objects, by their names; those that are not there are left out.
+    ///
+    /// # Errors
+    /// When git is missing, or the command fails.
+    pub(crate) fn objects<'a>(
+        &self,
+        names: impl IntoIterator<Item = &'a str>,
+    ) -> Result<HashMap<String, (String, Vec<u8>)>, WireError> {
+        let asked: String = names.into_iter().map(|name| format!("{name}\n")).collect();
+        let answer = self.feed(&["cat-file", "--batch"], asked.as_bytes())?;
+        let (mut found, mut rest) = (HashMap::new(), answer.as_slice());
+        while let Some(end) = rest.iter().position(|&byte| byte == b'\n') {
+            let line = String::from_utf8_lossy(&rest[..end]).into_owned();
+            rest = &rest[end + 1..];
+            let mut fields = line.split(' ');
+            let (Some(name), Some(kind), Some(len)) = (fields.next(), fields.next(), fields.next()) else {
+                continue;
+            };
+            let content = len.parse().ok().and_then(|len: usize| rest.get(..len));
+            let Some(content) = content else { break };
+            found.insert(name.to_owned(), (kind.to_owned(), content.to_vec()));
+            rest = rest.get(content.len() + 1..).unwrap_or_default();
+        }
+        Ok(found)
+    }
+
     fn failure(&self, args: &[&OsStr], output: &Output) -> WireError {
         let what = args.first().map(|arg| arg.display().to_string()).unwrap_or_default();
         let mut error = invalid(format!("`git {what}` failed in `{}`", self.dir.display()));
@@ -152,7 +250,7 @@ impl Git {
         statuses: &[i32],
     ) -> Result<Vec<u8>, WireError> {
         let args: Vec<&OsStr> = args.iter().map(AsRef::as_ref).collect();
-        let output = self.finish(&args, input)?;
+        let output = self.finish(&args, Input::Bytes(input))?;
         if output.status.code().is_some_and(|code| statuses.contains(&code)) {
             return Ok(output.stdout);
         }
@@ -165,7 +263,7 @@ impl Git {
     /// When git is missing.
     pub(crate) fn ask<S: AsRef<OsStr>>(&self, args: &[S]) -> Result<Option<Vec<u8>>, WireError> {
         let args: Vec<&OsStr> = args.iter().map(AsRef::as_ref).collect();
-        let output = self.finish(&args, &[])?;
+        let output = self.finish(&args, Input::Bytes(&[]))?;
         Ok(output.status.success().then_some(output.stdout))
     }
 

@@ -9,13 +9,19 @@
 
 mod apply;
 mod base;
+pub(crate) mod bootstrap;
 pub(crate) mod checkout;
 mod collect;
 pub(crate) mod command;
+mod commits;
 mod git;
+#[cfg(test)]
+mod hostile;
+pub(crate) mod listing;
 mod metadata;
 mod objects;
 mod place;
 pub(crate) mod reuse;
+mod review;
 mod safety;
 mod tree;

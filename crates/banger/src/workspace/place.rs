@@ -32,16 +32,16 @@ const PERMISSIONS: u32 = 0o777;
 /// Everything that is to be placed, ready on the host.
 #[derive(Debug)]
 pub(crate) struct Placement {
-    survey: Survey,
+    pub(super) survey: Survey,
     /// Where its files are.
     root: PathBuf,
     /// The commit that is checked out.
     head: Option<String>,
     /// What is placed, filled in as it is sent.
-    base: Base,
+    pub(super) base: Base,
     objects: Objects,
     /// Its directory goes with this.
-    scratch: Scratch,
+    pub(super) scratch: Scratch,
 }
 
 /// Where it is to be placed.
@@ -132,6 +132,7 @@ impl Placement {
                 None => false,
             },
             repositories: survey.repositories.iter().map(|of| bytes(&survey.root.join(&of.prefix))).collect(),
+            commit: survey.from.clone().or_else(|| head.clone()),
             files: BTreeMap::new(),
         };
         let others = survey.repositories.iter().map(|repository| repository.git.path("objects"));
@@ -221,7 +222,7 @@ fn note_seen(base: &mut Base, input: impl Read) -> std::io::Result<()> {
     }
 }
 
-fn send(
+pub(super) fn send(
     placement: &mut Placement,
     output: impl Write,
     kept: Vec<ByteString>,

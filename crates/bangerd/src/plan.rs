@@ -5,6 +5,7 @@
 
 use crate::choice::Choice;
 use crate::net::NetPlan;
+use crate::ports::PortsPlan;
 use crate::store::VmRow;
 use banger_image::oci::ImageConfig;
 use banger_vmm::{Drive, Driver, MachinePlan};
@@ -60,6 +61,9 @@ pub(crate) struct VmPlan {
     pub(crate) net: NetPlan,
     /// The vm ends when the connection that holds its lease ends.
     pub(crate) lease: bool,
+    /// Its place on the host; none for a vm that nobody works in.
+    #[serde(default)]
+    pub(crate) ports: Option<PortsPlan>,
     /// How long it runs without a session, in milliseconds; none is until somebody ends it.
     #[serde(default)]
     pub(crate) auto_stop_ms: Option<u64>,
@@ -280,6 +284,7 @@ pub(crate) fn plan(inputs: Inputs<'_>) -> VmPlan {
         guest,
         net,
         lease: row.rm,
+        ports: None,
         auto_stop_ms: None,
         caches: Vec::new(),
         boot_timeout_ms: BOOT_TIMEOUT_MS,

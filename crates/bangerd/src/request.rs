@@ -8,6 +8,7 @@ use crate::config::{Config, keys};
 use crate::daemon::DEFAULT_IMAGE;
 use crate::load::LAYOUT_PREFIX;
 use crate::plan::VmPlan;
+use crate::ports;
 use banger_wire::daemon::{NetMode, ProjectFile, VmSpec};
 use banger_wire::error::{ErrorCode, WireError};
 use banger_wire::size::Mebibytes;
@@ -95,6 +96,7 @@ pub(crate) fn add_settings(plan: &mut VmPlan, spec: &VmSpec, config: &Config) ->
     // Whoever holds a lease uses the vm, and it goes with the lease.
     plan.auto_stop_ms =
         auto_stop.filter(|_| !plan.lease).map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
+    plan.ports = Some(ports::plan(&plan.id, spec.publish.clone()));
     plan.guest.ca = config.ca_file.as_deref().map(read_ca).transpose()?;
     Ok(())
 }

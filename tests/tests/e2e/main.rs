@@ -4,6 +4,7 @@
 mod cgroup;
 mod commands;
 mod config;
+mod copy;
 mod crash;
 mod daemon;
 mod errors;
@@ -13,6 +14,7 @@ mod initrd;
 mod kvm;
 mod lifecycle;
 mod nested;
+mod ports;
 mod resources;
 mod run;
 mod support;

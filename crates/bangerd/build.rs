@@ -7,7 +7,7 @@ use std::process::Command;
 fn main() {
     let manifest = PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default());
     let crates = manifest.parent().map(Path::to_path_buf).unwrap_or_default();
-    for part in ["banger-agent", "banger-wire", "banger-sys"] {
+    for part in ["banger-agent", "banger-copy", "banger-wire", "banger-sys"] {
         println!("cargo::rerun-if-changed={}", crates.join(part).join("src").display());
         println!("cargo::rerun-if-changed={}", crates.join(part).join("Cargo.toml").display());
     }

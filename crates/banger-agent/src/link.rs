@@ -2,7 +2,7 @@
 
 use crate::changes;
 use crate::command::Defaults;
-use crate::{session, stats, workspace};
+use crate::{connect, copy, listeners, session, stats, workspace};
 use banger_wire::channel::ChannelWriter;
 use banger_wire::frame::{DATA_LEN_MAX, Decoder, Frame, FrameError, HEADER_LEN, Kind, MESSAGE_LEN_MAX};
 use banger_wire::guest::{GuestMessage, HostMessage, SessionKind, TreeKind};
@@ -17,8 +17,8 @@ use crate::port::Port;
 
 /// Frames that wait to be written. With data frames of 64 KiB, 1 MiB at most.
 const OUT_QUEUE_LEN: usize = 16;
-/// Sessions at once; more are refused. Far above what a person or a build opens.
-const SESSIONS_MAX: usize = 256;
+/// Sessions at once; more are refused. Far above what a person or a build opens, and above what the supervisor does.
+const SESSIONS_MAX: usize = 512;
 
 /// The reading half: frames, resynchronised when the stream starts in the middle of older ones.
 #[derive(Debug)]
@@ -191,6 +191,22 @@ fn open_session(
                 queue,
                 out.clone(),
             ));
+        }
+        SessionKind::CopyIn { path, name, into } => {
+            let work = move |input, _output| copy::copy_in(&path, name.as_ref(), into, input);
+            let what = "copy the files";
+            tokio::task::spawn_local(session::exchange_items(session, what, work, queue, out.clone()));
+        }
+        SessionKind::CopyOut { path, follow } => {
+            let work = move |_input, output| copy::copy_out(&path, follow, output);
+            let what = "read the files";
+            tokio::task::spawn_local(session::exchange_items(session, what, work, queue, out.clone()));
+        }
+        SessionKind::Listeners => {
+            tokio::task::spawn_local(listeners::watch(session, queue, out.clone()));
+        }
+        SessionKind::Connect { address } => {
+            tokio::task::spawn_local(connect::run(session, address, queue, out.clone()));
         }
         SessionKind::Collect { path } => {
             let work = move |input, output| workspace::collect(path.as_os_str().as_ref(), input, output);

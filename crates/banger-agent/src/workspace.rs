@@ -151,9 +151,7 @@ fn unpack(root: &Path, input: impl Read) -> Result<Vec<ByteString>> {
             }
             Item::Keep { path } => kept.push(path),
             Item::End => break,
-            Item::Listed { .. } | Item::Want { .. } | Item::Missing { .. } => {
-                return Err(ErrorKind::InvalidData.into());
-            }
+            _ => return Err(ErrorKind::InvalidData.into()),
         }
     }
     // A rename may reach the disk before what was written into new files.

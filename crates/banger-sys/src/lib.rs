@@ -12,5 +12,6 @@ pub mod netif;
 pub mod netlink;
 pub mod process;
 pub mod random;
+pub mod sock_diag;
 pub mod tsc;
 pub mod vsock;

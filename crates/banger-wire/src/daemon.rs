@@ -7,10 +7,12 @@ use crate::bytes::ByteString;
 use crate::error::WireError;
 use crate::guest::Timing;
 use crate::names::{CacheName, ImageName, KernelName, VmId, VmName};
+use crate::ports::Publish;
 use crate::size::Mebibytes;
 use crate::stats::VmStats;
 use crate::time::AutoStop;
 use serde::{Deserialize, Serialize};
+use std::net::Ipv4Addr;
 
 pub use crate::config::{CacheMount, CacheView, ConfigSource, ConfigValue, ConfigView, ProjectFile};
 
@@ -281,6 +283,9 @@ pub struct VmSpec {
     /// How long it runs without a session; the config says so when absent.
     #[serde(default)]
     pub auto_stop_after: Option<AutoStop>,
+    /// Ports that are open on the host as long as it runs.
+    #[serde(default)]
+    pub publish: Vec<Publish>,
     /// Filesystems that outlive it, besides the config's.
     #[serde(default)]
     pub caches: Vec<CacheMount>,
@@ -534,6 +539,9 @@ pub struct VmView {
     /// The file with the last of its serial console.
     #[serde(default)]
     pub console: Option<String>,
+    /// Its own address on the host, where its ports open, while it runs.
+    #[serde(default)]
+    pub address: Option<Ipv4Addr>,
 }
 
 /// What was placed in a vm, and where it came from. The client that places it writes this down; see [`Workspace::FILE`].

@@ -13,7 +13,7 @@ use crate::bytes::ByteString;
 use crate::exec::{ExecSpec, TerminalSize};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// Raised when the meaning of a message changes; a vm keeps the agent it was born with.
 pub const GENERATION: u32 = 1;
@@ -163,6 +163,35 @@ pub enum SessionKind {
     /// below `/`. Each file replaces what has its name, whole; parents are made. All of it is root's. Ends like
     /// `ExportChanges`.
     Write,
+    /// Copies what arrives, one file or tree as [items](crate::item) on the [`STDIN`](crate::exec::STDIN) channel up to an
+    /// `End`. All of it is root's. Ends like `ExportChanges`.
+    CopyIn {
+        /// Where to; what is not absolute is below root's home.
+        path: ByteString,
+        /// Its name in a directory that is there; none where it is to be that directory's content.
+        name: Option<ByteString>,
+        /// There has to be a directory.
+        into: bool,
+    },
+    /// Sends one file or tree as [items](crate::item) on the [`STDOUT`](crate::exec::STDOUT) channel, up to an `End`. Ends
+    /// like `ExportChanges`.
+    CopyOut {
+        /// What; what is not absolute is below root's home.
+        path: ByteString,
+        /// A link of that name is followed.
+        follow: bool,
+    },
+    /// Says what listens in the guest, now and after every change: messages that are [`Listeners`](crate::ports::Listeners).
+    /// Goes on until it is closed.
+    Listeners,
+    /// Connects to a port of the guest's by TCP: [`STDIN`](crate::exec::STDIN) is what goes there,
+    /// [`STDOUT`](crate::exec::STDOUT) what comes from there, and the end of each is its `Eof`. Ends with
+    /// [`Failed`](crate::exec::SessionEvent::Failed) when nobody listens or the connection breaks, and like `ExportChanges`
+    /// after both ends.
+    Connect {
+        /// Where to, as the guest sees it.
+        address: SocketAddr,
+    },
     /// Lists a directory as [items](crate::item) on the [`STDOUT`](crate::exec::STDOUT) channel, up to an `End`, then
     /// answers each `Want` from the `STDIN` channel until an `End` there. Names `.git` are left out, at every depth.
     /// Nothing in the guest is changed. Ends like `ExportChanges`.

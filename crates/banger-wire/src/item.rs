@@ -1,7 +1,7 @@
 //! Files on a session's channels, in both directions: how a workspace travels into a guest and back.
 //!
 //! A stream is a sequence of items, and ends with [`Item::End`]. An item is the length of its header (four bytes,
-//! little-endian), the header as JSON, and after an [`Item::File`] its `len` bytes of content as they are. Names are
+//! little-endian), the header as JSON, and after an [`Item::File`] or [`Item::Part`] its `len` bytes of content as they are. Names are
 //! relative to a root that both sides know; [`is_relative`] refuses all others, so no reader needs to.
 
 use crate::bytes::ByteString;
@@ -70,6 +70,29 @@ pub enum Item {
         /// Its name below the root.
         path: ByteString,
     },
+    /// A regular file that comes in parts, up to its `Whole`. What no part covers reads as zeroes.
+    Parts {
+        /// Its name below the root.
+        path: ByteString,
+    },
+    /// A piece of the file under way; its content follows.
+    Part {
+        /// Where it belongs.
+        offset: u64,
+        /// Bytes of content.
+        len: u64,
+    },
+    /// The file or directory under way has everything, and becomes what it is to be.
+    Whole {
+        /// Its name below the root.
+        path: ByteString,
+        /// Permission bits.
+        mode: u32,
+        /// When it was modified, in nanoseconds since 1970.
+        modified: i64,
+        /// A file's length; 0 for a directory.
+        len: u64,
+    },
     /// Nothing more in this direction, or in this part of it.
     End,
 }
@@ -99,8 +122,10 @@ impl Item {
             | Self::Listed { path, .. }
             | Self::Want { path }
             | Self::Missing { path }
-            | Self::Keep { path } => Some(path),
-            Self::End => None,
+            | Self::Keep { path }
+            | Self::Parts { path }
+            | Self::Whole { path, .. } => Some(path),
+            Self::Part { .. } | Self::End => None,
         }
     }
 }
@@ -150,6 +175,15 @@ impl<W: Write> ItemWriter<W> {
         Ok(())
     }
 
+    /// Writes a piece of the file under way.
+    ///
+    /// # Errors
+    /// Those of the stream.
+    pub fn part(&mut self, offset: u64, content: &[u8]) -> std::io::Result<()> {
+        self.item(&Item::Part { offset, len: content.len() as u64 })?;
+        self.inner.write_all(content)
+    }
+
     /// Sends what was held back.
     ///
     /// # Errors
@@ -196,7 +230,7 @@ impl<R: Read> ItemReader<R> {
             let text = format!("a name that leads elsewhere: `{}`", shown.escape_debug());
             return Err(Error::new(ErrorKind::InvalidData, text));
         }
-        if let Item::File { len, .. } = item {
+        if let Item::File { len, .. } | Item::Part { len, .. } = item {
             self.left = len;
         }
         Ok(item)

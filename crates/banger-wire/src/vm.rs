@@ -6,7 +6,9 @@
 //! [`SessionEvent`](crate::exec::SessionEvent) as messages, until `Close` or the end of the connection.
 
 use crate::guest::{Hello, SessionKind, Timing};
+use crate::ports::VmPorts;
 use serde::{Deserialize, Serialize};
+use std::net::Ipv4Addr;
 
 /// Greeting and request in one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,6 +44,8 @@ pub enum VmRequest {
     Kill,
     /// Asks for what the machine has used so far. Answered by `Used`.
     Use,
+    /// Asks what listens in the guest and where that is reached. Answered by `Ports`.
+    Ports,
     /// Passes a signal on to the guest. Answered by `Accepted`, or `Refused` where there is nobody to pass it on to.
     Signal {
         /// Its number.
@@ -69,6 +73,8 @@ pub enum VmEvent {
     Ended(VmEnd),
     /// What the machine has used.
     Used(VmUse),
+    /// What listens, and where that is reached.
+    Ports(Box<VmPorts>),
 }
 
 /// What a machine has used of the host since its VMM began, in bytes. What its VMM does not tell is missing.
@@ -115,6 +121,9 @@ pub struct VmStatus {
     /// Unix time in seconds at which it stops by itself, unless a session is opened before.
     #[serde(default)]
     pub auto_stop_at: Option<i64>,
+    /// The vm's own address on the host, where its ports open.
+    #[serde(default)]
+    pub address: Option<Ipv4Addr>,
 }
 
 /// How far a boot is.

@@ -1,12 +1,15 @@
 //! The command line as a grammar. What needs more than one flag to decide is decided by the commands.
 
 mod config;
+mod copy;
 mod image;
+mod ports;
 mod vm;
 
 use crate::text::parse_duration;
 use banger_wire::daemon::{CacheMount, NetMode, VmmChoice, Wait, WorkspaceMode};
 use banger_wire::names::{KernelName, VmName};
+use banger_wire::ports::Publish;
 use banger_wire::size::Mebibytes;
 use banger_wire::time::AutoStop;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -15,7 +18,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub(crate) use config::{CacheCommand, CachePruneArgs, ConfigCommand};
+pub(crate) use copy::CopyArgs;
 pub(crate) use image::{ImageCacheCommand, ImageCommand, KernelCommand};
+pub(crate) use ports::PortsArgs;
 pub(crate) use vm::{
     ConsoleArgs, DeleteArgs, KillArgs, RestartArgs, SetArgs, StartArgs, StatsArgs, StopArgs,
 };
@@ -147,9 +152,14 @@ pub(crate) enum VmCommand {
     Console(ConsoleArgs),
     /// Show what vms use: processors, memory, disk, network.
     Stats(StatsArgs),
+    /// Show what listens in vms, and where that is reached.
+    Ports(PortsArgs),
     /// Run a command or a shell in a running vm.
     #[command(before_help = EXEC_EXAMPLES)]
     Exec(Box<ExecArgs>),
+    /// Copy files and trees into a running vm, or out of it.
+    #[command(before_help = copy::EXAMPLES)]
+    Cp(CopyArgs),
     /// Delete every vm that is not running.
     Prune(PruneArgs),
     /// Checkouts in vms.
@@ -259,6 +269,10 @@ pub(crate) struct SpecArgs {
     /// Stop it when it had no session for this time [default: the config's, else never].
     #[arg(long, value_name = "TIME|never")]
     pub(crate) auto_stop_after: Option<AutoStop>,
+    /// Open a port of the host for one of the vm's, at 127.0.0.1 where no address is given. A loopback address takes
+    /// its owner's and root's connections only, any other one everybody's.
+    #[arg(long, value_name = "[ADDR:]HOSTPORT:GUESTPORT", value_parser = ports::parse_publish)]
+    pub(crate) publish: Vec<Publish>,
     /// Mount a filesystem that outlives the vm; it is made when there is none of that name.
     #[arg(long, value_name = "NAME:PATH", value_parser = config::parse_cache)]
     pub(crate) cache: Vec<CacheMount>,
@@ -269,7 +283,7 @@ pub(crate) struct SpecArgs {
 
 impl SpecArgs {
     /// The flags that say what a new vm is, and whether each was given.
-    pub(crate) fn given(&self) -> [(&'static str, bool); 10] {
+    pub(crate) fn given(&self) -> [(&'static str, bool); 11] {
         [
             ("--name", self.name.is_some()),
             ("--image", self.image.is_some()),
@@ -280,6 +294,7 @@ impl SpecArgs {
             ("--net", self.net.is_some()),
             ("--vmm", self.vmm.is_some()),
             ("--auto-stop-after", self.auto_stop_after.is_some()),
+            ("--publish", !self.publish.is_empty()),
             ("--cache", !self.cache.is_empty()),
         ]
     }

@@ -279,6 +279,7 @@ fn vm_spec(
     let checkout = checkout.filter(|_| !args.no_project_config);
     Ok(VmSpec {
         auto_stop_after: args.auto_stop_after,
+        publish: args.publish,
         caches: args.cache,
         proxy: proxy_variables(),
         project: checkout.map(|survey| project::read(&survey.root)).transpose()?.flatten(),

@@ -88,7 +88,11 @@ fn wait(fd: BorrowedFd<'_>, flags: PollFlags) {
     let _ = poll(&mut [PollFd::from_borrowed_fd(fd, flags)], None);
 }
 
-fn write_all(fd: BorrowedFd<'_>, mut bytes: &[u8]) -> Result<(), Errno> {
+/// Writes everything, also where another program has made the stream non-blocking.
+///
+/// # Errors
+/// Those of the stream.
+pub(crate) fn write_all(fd: BorrowedFd<'_>, mut bytes: &[u8]) -> Result<(), Errno> {
     while !bytes.is_empty() {
         match rustix::io::write(fd, bytes) {
             Ok(len) => bytes = &bytes[len..],

@@ -11,7 +11,7 @@ use crate::stop::{Ended, Stop, invalid};
 use crate::streams;
 use crate::table::{Table, render_pairs};
 use crate::text::{age, bytes, date, duration, now};
-use crate::{console, logs, run, stats, workspace};
+use crate::{console, cp, logs, ports, run, stats, workspace};
 use banger_wire::bytes::ByteString;
 use banger_wire::daemon::{NetMode, Pruned, Request, VmState, VmView};
 use banger_wire::time::millis;
@@ -32,6 +32,7 @@ pub(crate) async fn dispatch(context: &mut Context, command: VmCommand) -> Ended
         VmCommand::Run(args) => run::run(context, *args).await,
         VmCommand::Create(args) => run::create(context, *args).await,
         VmCommand::Exec(args) => run::exec(context, *args).await,
+        VmCommand::Cp(args) => cp::copy(context, args).await,
         VmCommand::Start(args) => start(context, args).await,
         VmCommand::Stop(args) => stop(context, args).await,
         VmCommand::Restart(args) => restart(context, args).await,
@@ -45,6 +46,7 @@ pub(crate) async fn dispatch(context: &mut Context, command: VmCommand) -> Ended
         VmCommand::Logs(args) => logs::vm_logs(context, args).await,
         VmCommand::Console(args) => console::attach(context, args).await,
         VmCommand::Stats(args) => stats::stats(context, args).await,
+        VmCommand::Ports(args) => ports::ports(context, args).await,
         VmCommand::Prune(args) => prune(context, args).await,
         VmCommand::Workspace(command) => workspace::command::dispatch(context, command).await,
     }
@@ -129,7 +131,7 @@ pub(crate) async fn list(context: &mut Context, args: ListArgs) -> Ended {
 
 /// Returns the table of vms.
 pub(crate) fn vm_table(vms: &[VmView], now: i64) -> String {
-    let heading = ["ID", "NAME", "STATE", "IMAGE", "VCPU", "MEM", "DISK", "WORKSPACE", "CREATED"];
+    let heading = ["ID", "NAME", "STATE", "IMAGE", "ADDRESS", "VCPU", "MEM", "DISK", "WORKSPACE", "CREATED"];
     let mut table = Table::new(&heading);
     for vm in vms {
         table.row([
@@ -137,6 +139,7 @@ pub(crate) fn vm_table(vms: &[VmView], now: i64) -> String {
             vm.name.to_string(),
             state_word(vm.state).to_owned(),
             vm.image.clone(),
+            vm.address.map_or_else(|| NOTHING.to_owned(), |address| address.to_string()),
             vm.vcpu.to_string(),
             vm.memory.to_string(),
             format!("{}/{}", bytes(vm.disk_used_bytes), vm.disk_size),
@@ -180,6 +183,7 @@ fn vm_pairs(vm: &VmView, now: i64) -> String {
         ("memory", Some(vm.memory.to_string())),
         ("disk", Some(format!("{} of {}", bytes(vm.disk_used_bytes), vm.disk_size))),
         ("network", Some(network)),
+        ("address here", vm.address.map(|address| address.to_string())),
         ("vmm", Some(format!("{}, {}{pid}", vm.vmm, processor_word(vm.emulated)))),
         ("boot id", vm.boot_id.clone()),
         ("boot restarts", restarts),

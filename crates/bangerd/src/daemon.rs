@@ -468,6 +468,7 @@ impl Daemon {
             network_warning: status.as_ref().and_then(|status| status.network_warning.clone()),
             disk: Some(dir.join(DISK_FILE).display().to_string()),
             console: Some(dir.join(CONSOLE_FILE).display().to_string()),
+            address: status.as_ref().and_then(|status| status.address),
             watchdog_restarts: status.map_or(0, |status| status.watchdog_restarts),
             workspace: Workspace::load(&self.paths.workspace(row.id.as_str())),
         }

@@ -16,6 +16,7 @@ mod load;
 mod net;
 mod paths;
 mod plan;
+mod ports;
 mod programs;
 mod pull;
 mod register;

@@ -5,6 +5,7 @@
 
 use crate::choice::Choice;
 use crate::net::NetPlan;
+use crate::ports::PortsPlan;
 use crate::store::VmRow;
 use banger_image::oci::ImageConfig;
 use banger_vmm::{Drive, Driver, MachinePlan};
@@ -62,6 +63,9 @@ pub(crate) struct VmPlan {
     pub(crate) net: NetPlan,
     /// The vm ends when the connection that holds its lease ends.
     pub(crate) lease: bool,
+    /// Its place on the host; none for a vm that nobody works in.
+    #[serde(default)]
+    pub(crate) ports: Option<PortsPlan>,
     /// How long it runs without a session, in milliseconds; none is until somebody ends it.
     #[serde(default)]
     pub(crate) auto_stop_ms: Option<u64>,
@@ -282,6 +286,7 @@ pub(crate) fn plan(inputs: Inputs<'_>) -> VmPlan {
         guest,
         net,
         lease: row.rm,
+        ports: None,
         auto_stop_ms: None,
         caches: Vec::new(),
         boot_timeout_ms: millis(BOOT_TIMEOUT),

@@ -8,6 +8,7 @@ use crate::config::{Config, keys};
 use crate::daemon::DEFAULT_IMAGE;
 use crate::load::LAYOUT_PREFIX;
 use crate::plan::VmPlan;
+use crate::ports;
 use banger_wire::daemon::{NetMode, ProjectFile, VmSpec};
 use banger_wire::error::{ErrorCode, WireError};
 use banger_wire::size::Mebibytes;
@@ -97,6 +98,7 @@ pub(crate) fn add_settings(plan: &mut VmPlan, spec: &VmSpec, config: &Config) ->
     let auto_stop = spec.auto_stop_after.or(config.auto_stop_after).and_then(AutoStop::after);
     // Whoever holds a lease uses the vm, and it goes with the lease.
     plan.auto_stop_ms = auto_stop.filter(|_| !plan.lease).map(millis);
+    plan.ports = Some(ports::plan(&plan.id, spec.publish.clone()));
     plan.guest.ca = config.ca_file.as_deref().map(read_ca).transpose()?;
     Ok(())
 }

@@ -166,6 +166,7 @@ fn plan(of: &VmPlan, dir: PathBuf) -> VmPlan {
         },
         net,
         lease: false,
+        ports: None,
         auto_stop_ms: None,
         caches: Vec::new(),
         writable: Vec::new(),

@@ -78,6 +78,10 @@ async fn serve_one(stream: UnixStream, shared: &Rc<Shared>) -> Result<(), Stream
             let used = tokio::time::timeout(USE_WAIT, told).await.ok().and_then(Result::ok);
             writer.message(0, &VmEvent::Used(used.unwrap_or_default())).await
         }
+        VmRequest::Ports => {
+            let ports = shared.ports.borrow().clone();
+            writer.message(0, &VmEvent::Ports(Box::new(ports))).await
+        }
         VmRequest::Signal { number } => match wait_ready(&mut reader, shared).await {
             Ok(link) => {
                 link.control_later(&HostMessage::Signal { number });

@@ -24,8 +24,8 @@ const OUT_QUEUE_LEN: usize = 16;
 const CONNECT_WAIT: Duration = Duration::from_secs(20);
 /// Unforwarded bytes of one session: the windows of two channels, and a message.
 const PENDING_MAX: usize = 2 * WINDOW as usize + GUEST_MESSAGE_LEN_MAX;
-/// Sessions of one vm at a time.
-const SESSIONS_MAX: usize = 200;
+/// Sessions of one vm at a time: 200 of clients, and as many connections as its ports carry.
+const SESSIONS_MAX: usize = 456;
 
 struct Inbox {
     frames: mpsc::UnboundedSender<Frame>,
@@ -150,6 +150,11 @@ impl Link {
     pub(crate) fn send_later(&self, frame: Frame) {
         let out = self.out.clone();
         tokio::task::spawn_local(async move { out.send(frame).await });
+    }
+
+    /// Sends a frame of a session once the guest takes it; none when the guest is gone.
+    pub(crate) async fn send(&self, frame: Frame) -> Option<()> {
+        self.out.send(frame).await.ok()
     }
 
     /// Waits until there is room for one more frame.

@@ -20,6 +20,7 @@ mod link;
 mod machine;
 mod monitor;
 mod net;
+mod ports;
 pub(crate) mod root;
 mod terminal;
 mod vm;
@@ -27,6 +28,7 @@ mod vm;
 use crate::plan::{DISK_FILE, END_FILE, PLAN_FILE, VmPlan};
 use anyhow::{Context as _, bail};
 use banger_sys::namespace;
+use banger_sys::sock_diag::SockDiag;
 use banger_wire::vm::{EndReason, VmEnd};
 use net::starter::{self, Split, Starter};
 use rustix::fs::{FlockOperation, Mode, OFlags};
@@ -59,6 +61,8 @@ pub(crate) fn run(dir: &Path) -> anyhow::Result<()> {
         // First of all, so that everything of the vm is in it, and nothing of it sees it.
         crate::cgroup::join(dir).with_context(|| format!("enter the control group `{}`", dir.display()))?;
     }
+    // Before the namespaces: whoever asks in its own user namespace hears of no user but its owner.
+    let diag = plan.ports.as_ref().and_then(|_| SockDiag::open().ok());
     let namespaces = UnshareFlags::NEWUSER
         | UnshareFlags::NEWNS
         | UnshareFlags::NEWPID
@@ -81,7 +85,7 @@ pub(crate) fn run(dir: &Path) -> anyhow::Result<()> {
     }
     let kept: Vec<RawFd> = locked.iter().map(|file| file.as_raw_fd()).collect();
     let (place, done) = match enter(&plan) {
-        Ok(()) => (Path::new(root::VM_DIR), supervise(&plan, &kept)),
+        Ok(()) => (Path::new(root::VM_DIR), supervise(&plan, &kept, diag)),
         Err(error) => (dir, Err(error)),
     };
     let end = match done {
@@ -120,7 +124,7 @@ fn enter(plan: &VmPlan) -> anyhow::Result<()> {
 }
 
 /// `kept` are the locked files, which the VMM keeps too: as long as it could write, they are in use.
-fn supervise(plan: &VmPlan, kept: &[RawFd]) -> anyhow::Result<Option<VmEnd>> {
+fn supervise(plan: &VmPlan, kept: &[RawFd], diag: Option<SockDiag>) -> anyhow::Result<Option<VmEnd>> {
     rustix::process::umask(Mode::from_raw_mode(0o077));
     let starter = match starter::split(plan.net.pasta.as_ref())? {
         Split::First(socket) => socket,
@@ -129,7 +133,7 @@ fn supervise(plan: &VmPlan, kept: &[RawFd]) -> anyhow::Result<Option<VmEnd>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let run = async {
         let starter = starter.map(Starter::new).transpose().context("reach what starts `pasta`")?;
-        vm::run(plan, kept, starter).await
+        vm::run(plan, kept, starter, diag).await
     };
     tokio::task::LocalSet::new().block_on(&runtime, run).map(Some)
 }

@@ -6,16 +6,19 @@ use super::machine::Started;
 use super::monitor::Monitor;
 use super::net::starter::Starter;
 use super::net::{Child, Network, State};
+use super::ports::Ports;
 use super::terminal::Terminal;
 use super::{client, confine, counters, machine, root};
 use crate::plan::{
     CONSOLE_FILE, SAVED_FILE, SAVED_INSIDE, SOCKET_FILE, STATE_FILE, STATE_INSIDE, Start, VmPlan,
 };
 use anyhow::{Context as _, bail};
+use banger_sys::sock_diag::SockDiag;
 use banger_vmm::qmp::Event;
 use banger_vmm::{Control, Counters, Driver, MachinePlan, Saved, firecracker};
 use banger_wire::bytes::ByteString;
 use banger_wire::guest::{GuestMessage, HEARTBEAT_MS, HostMessage, Timing};
+use banger_wire::ports::VmPorts;
 use banger_wire::time::millis;
 use banger_wire::vm::{EndReason, Phase, VmEnd, VmStatus, VmUse};
 use std::cell::RefCell;
@@ -80,6 +83,7 @@ pub(crate) struct Shared {
     pub(crate) link: RefCell<Option<Link>>,
     pub(crate) started_by_root: bool,
     pub(crate) terminal: Terminal,
+    pub(crate) ports: RefCell<VmPorts>,
 }
 
 /// A connection that uses the vm, as long as this lives.
@@ -110,7 +114,12 @@ enum Outcome {
 }
 
 /// Boots the vm and stays until it has ended. The VMM gets the descriptors `kept`.
-pub(crate) async fn run(plan: &VmPlan, kept: &[RawFd], starter: Option<Starter>) -> anyhow::Result<VmEnd> {
+pub(crate) async fn run(
+    plan: &VmPlan,
+    kept: &[RawFd],
+    starter: Option<Starter>,
+    diag: Option<SockDiag>,
+) -> anyhow::Result<VmEnd> {
     let started = Instant::now();
     let (orders, mut order_queue) = mpsc::channel(16);
     let status = VmStatus {
@@ -125,6 +134,7 @@ pub(crate) async fn run(plan: &VmPlan, kept: &[RawFd], starter: Option<Starter>)
         paused: None,
         leased: false,
         auto_stop_at: None,
+        address: None,
     };
     let shared = Rc::new(Shared {
         status: watch::channel(status).0,
@@ -134,6 +144,7 @@ pub(crate) async fn run(plan: &VmPlan, kept: &[RawFd], starter: Option<Starter>)
         link: RefCell::new(None),
         started_by_root: plan.run_as.is_some(),
         terminal: Terminal::default(),
+        ports: RefCell::default(),
     });
     let socket = Path::new(root::VM_DIR).join(SOCKET_FILE);
     let _ = std::fs::remove_file(&socket);
@@ -148,6 +159,11 @@ pub(crate) async fn run(plan: &VmPlan, kept: &[RawFd], starter: Option<Starter>)
     });
     let network = Network::create(&plan.net, plan.machine.driver, starter).await?;
     confine::supervisor(plan, &network.thread).await?;
+    if let Some(ports) = &plan.ports {
+        let ports = Ports::open(ports, diag).await?;
+        shared.status.send_modify(|status| status.address = ports.address());
+        tokio::task::spawn_local(ports.serve(shared.clone()));
+    }
     let mut life = Life {
         plan,
         kept,

@@ -6,6 +6,7 @@
 //! [`SessionEvent`](crate::exec::SessionEvent) as messages, until `Close` or the end of the connection.
 
 use crate::guest::{Hello, SessionKind, Timing};
+use crate::net::{NetReport, NetRules};
 use serde::{Deserialize, Serialize};
 
 /// Greeting and request in one.
@@ -42,6 +43,10 @@ pub enum VmRequest {
     Kill,
     /// Asks for what the machine has used so far. Answered by `Used`.
     Use,
+    /// Asks for what is open by name, and what was refused. Answered by `Net`, or `Refused` without a network.
+    Net,
+    /// Puts other network rules in force. Answered by `Accepted` once they are, or `Refused`.
+    SetNet(NetRules),
     /// Passes a signal on to the guest. Answered by `Accepted`, or `Refused` where there is nobody to pass it on to.
     Signal {
         /// Its number.
@@ -69,6 +74,8 @@ pub enum VmEvent {
     Ended(VmEnd),
     /// What the machine has used.
     Used(VmUse),
+    /// What is known of the network.
+    Net(NetReport),
 }
 
 /// What a machine has used of the host since its VMM began, in bytes. What its VMM does not tell is missing.

@@ -18,6 +18,7 @@ mod kernel;
 mod launch;
 mod logs;
 mod many;
+mod net;
 mod paths;
 mod progress;
 mod project;

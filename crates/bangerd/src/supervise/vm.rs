@@ -5,7 +5,7 @@ use super::link::{Link, Source};
 use super::machine::Started;
 use super::monitor::Monitor;
 use super::net::starter::Starter;
-use super::net::{Child, Network, State};
+use super::net::{self, Child, Network, State};
 use super::terminal::Terminal;
 use super::{client, confine, counters, machine, root};
 use crate::plan::{
@@ -79,6 +79,8 @@ pub(crate) struct Shared {
     pub(crate) link: RefCell<Option<Link>>,
     pub(crate) started_by_root: bool,
     pub(crate) terminal: Terminal,
+    /// What is wanted of the network.
+    pub(crate) net: mpsc::Sender<net::Order>,
 }
 
 /// A connection that uses the vm, as long as this lives.
@@ -125,6 +127,7 @@ pub(crate) async fn run(plan: &VmPlan, kept: &[RawFd], starter: Option<Starter>)
         leased: false,
         auto_stop_at: None,
     };
+    let net_orders = mpsc::channel(net::ORDERS_MAX);
     let shared = Rc::new(Shared {
         status: watch::channel(status).0,
         end: watch::channel(None).0,
@@ -133,6 +136,7 @@ pub(crate) async fn run(plan: &VmPlan, kept: &[RawFd], starter: Option<Starter>)
         link: RefCell::new(None),
         started_by_root: plan.run_as.is_some(),
         terminal: Terminal::default(),
+        net: net_orders.0.clone(),
     });
     let socket = Path::new(root::VM_DIR).join(SOCKET_FILE);
     let _ = std::fs::remove_file(&socket);
@@ -145,7 +149,7 @@ pub(crate) async fn run(plan: &VmPlan, kept: &[RawFd], starter: Option<Starter>)
             let _ = orders.send(Order::Stop { grace_ms: TERM_GRACE_MS }).await;
         }
     });
-    let network = Network::create(&plan.net, plan.machine.driver, starter).await?;
+    let network = Network::create(&plan.net, plan.machine.driver, starter, net_orders).await?;
     confine::supervisor(plan, &network.thread).await?;
     let mut life = Life {
         plan,
@@ -490,6 +494,11 @@ impl Life<'_> {
                 }
                 if !self.network.has_link() {
                     config.network = None;
+                }
+                if !self.network.has_ipv6()
+                    && let Some(network) = &mut config.network
+                {
+                    network.ipv6 = None;
                 }
                 link.control_later(&HostMessage::Configure(Box::new(config)));
             }

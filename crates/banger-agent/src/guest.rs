@@ -357,11 +357,9 @@ fn configure_network(network: &GuestNetwork) -> io::Result<()> {
     netif::set_up("eth0", true)?;
     netif::add_default_route(network.gateway)?;
     if let Some(ipv6) = &network.ipv6 {
-        let index: u32 = std::fs::read_to_string("/sys/class/net/eth0/ifindex")?
-            .trim()
-            .parse()
-            .map_err(io::Error::other)?;
+        let index = netif::index("eth0")?;
         netif::set_address6(index, ipv6.address, ipv6.prefix_len)?;
+        netif::add_default_route6(index, ipv6.gateway)?;
     }
     wait_for_carrier("eth0")
 }

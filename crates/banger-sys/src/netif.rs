@@ -132,6 +132,55 @@ struct In6Ifreq {
     index: libc::c_int,
 }
 
+/// Returns the index of an interface.
+///
+/// # Errors
+/// When there is no such interface.
+pub fn index(name: &str) -> io::Result<u32> {
+    let fd = socket(rustix::net::AddressFamily::INET)?;
+    let mut request = request(name)?;
+    ioctl(&fd, libc::SIOCGIFINDEX as libc::Ioctl, &mut request)?;
+    // SAFETY: the kernel filled the index in.
+    let index = unsafe { request.ifr_ifru.ifru_ifindex };
+    index.try_into().map_err(io::Error::other)
+}
+
+#[repr(C)]
+struct In6Rtmsg {
+    to: [u8; 16],
+    from: [u8; 16],
+    gateway: [u8; 16],
+    kind: u32,
+    to_len: u16,
+    from_len: u16,
+    metric: u32,
+    info: libc::c_ulong,
+    flags: u32,
+    index: libc::c_int,
+}
+
+/// Adds an IPv6 default route through `gateway` on the interface of this index.
+///
+/// # Errors
+/// When the gateway is not on a known network or the caller may not change routes.
+pub fn add_default_route6(index: u32, gateway: Ipv6Addr) -> io::Result<()> {
+    let fd = socket(rustix::net::AddressFamily::INET6)?;
+    let mut route = In6Rtmsg {
+        to: [0; 16],
+        from: [0; 16],
+        gateway: gateway.octets(),
+        kind: 0,
+        to_len: 0,
+        from_len: 0,
+        // What the kernel takes for a route that names none (IP6_RT_PRIO_USER).
+        metric: 1024,
+        info: 0,
+        flags: u32::from(libc::RTF_UP | libc::RTF_GATEWAY),
+        index: index.try_into().map_err(|_| io::ErrorKind::InvalidInput)?,
+    };
+    ioctl(&fd, libc::SIOCADDRT as libc::Ioctl, &mut route)
+}
+
 /// Gives the interface of this index an IPv6 address.
 ///
 /// # Errors
@@ -145,7 +194,7 @@ pub fn set_address6(index: u32, address: Ipv6Addr, prefix_len: u8) -> io::Result
 
 #[cfg(test)]
 mod tests {
-    use super::{Inet4, set_address, set_up};
+    use super::{Inet4, index, set_address, set_up};
     use std::net::Ipv4Addr;
 
     #[test]
@@ -159,5 +208,6 @@ mod tests {
     fn an_absent_interface_is_an_error() {
         let inet = Inet4 { address: Ipv4Addr::new(10, 0, 0, 1), prefix_len: 24 };
         assert!(set_address("none0", inet).is_err());
+        assert!(index("none0").is_err() && index("lo").unwrap() > 0);
     }
 }

@@ -1,13 +1,12 @@
 //! The kernel's routing tables, read over a route netlink socket, and word of their changes.
 //!
-//! Only what the network policy needs: IPv4 addresses and routes. Dumps are parsed here, by hand and bounds-checked: a
+//! Only what the network policy needs: addresses and routes. Dumps are parsed here, by hand and bounds-checked: a
 //! handful of attributes is not worth a library.
 
-use crate::netif::Inet4;
 use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 const NLMSG_ERROR: u16 = 2;
@@ -28,9 +27,11 @@ const RTA_OIF: u16 = 4;
 const RTA_GATEWAY: u16 = 5;
 const RTA_MULTIPATH: u16 = 9;
 const RTA_VIA: u16 = 18;
+const AF_UNSPEC: u8 = 0;
 const AF_INET: u8 = 2;
-/// Groups of changes: IPv4 addresses, IPv4 routes.
-const GROUPS: u32 = 0x10 | 0x40;
+const AF_INET6: u8 = 10;
+/// Groups of changes: addresses and routes of IPv4, and of IPv6.
+const GROUPS: u32 = 0x10 | 0x40 | 0x100 | 0x400;
 /// The group of changes of interfaces.
 const LINK_GROUP: u32 = 0x1;
 /// The kernel's dumps come in pieces of at most this.
@@ -41,7 +42,7 @@ const CHUNK_LEN: usize = 64 * 1024;
 pub enum RouteKind {
     /// Towards other machines.
     Unicast,
-    /// An address of this machine, or a network of such.
+    /// An address of this machine, also one it shares with others (anycast), or a network of such.
     Local,
     /// A broadcast address.
     Broadcast,
@@ -49,11 +50,20 @@ pub enum RouteKind {
     Other,
 }
 
-/// An IPv4 route of any table.
+/// An address with the length of its network's prefix in bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Inet {
+    /// The address.
+    pub address: IpAddr,
+    /// At most 32 or 128.
+    pub prefix_len: u8,
+}
+
+/// A route of any table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Route {
     /// Where it leads.
-    pub to: Inet4,
+    pub to: Inet,
     /// What it is for.
     pub kind: RouteKind,
     /// True when another machine carries the packets on; false when the destination is on the link itself.
@@ -105,19 +115,22 @@ impl std::os::fd::AsRawFd for Changes {
     }
 }
 
-/// Returns the IPv4 addresses of the caller's network namespace, with the length of their networks.
+/// Returns the addresses of the caller's network namespace, with the length of their networks.
 ///
 /// # Errors
 /// When the kernel gives no answer.
-pub fn addresses() -> io::Result<Vec<Inet4>> {
+pub fn addresses() -> io::Result<Vec<Inet>> {
     let mut found = Vec::new();
     dump(RTM_GETADDR, |kind, body| {
-        if kind == RTM_NEWADDR && body.len() >= IFADDRMSG_LEN && body[0] == AF_INET {
-            let prefix_len = body[1].min(32);
+        if kind == RTM_NEWADDR
+            && body.len() >= IFADDRMSG_LEN
+            && let Some((whole, _)) = family(body[0])
+        {
+            let prefix_len = body[1].min(whole);
             // On a point-to-point link `IFA_ADDRESS` is the other end and `IFA_LOCAL` our own; else they are the same.
             attributes(&body[IFADDRMSG_LEN..], |name, value| {
-                if let (IFA_ADDRESS | IFA_LOCAL, Some(address)) = (name, address(value)) {
-                    found.push(Inet4 { address, prefix_len });
+                if let (IFA_ADDRESS | IFA_LOCAL, Some(address)) = (name, address(body[0], value)) {
+                    found.push(Inet { address, prefix_len });
                 }
             });
         }
@@ -126,7 +139,7 @@ pub fn addresses() -> io::Result<Vec<Inet4>> {
     Ok(found)
 }
 
-/// Returns the IPv4 routes of all tables of the caller's network namespace.
+/// Returns the routes of all tables of the caller's network namespace.
 ///
 /// # Errors
 /// When the kernel gives no answer.
@@ -143,19 +156,20 @@ pub fn routes() -> io::Result<Vec<Route>> {
 }
 
 fn parse_route(body: &[u8]) -> Option<Route> {
-    if body.len() < RTMSG_LEN || body[0] != AF_INET {
+    if body.len() < RTMSG_LEN {
         return None;
     }
+    let (whole, anywhere) = family(body[0])?;
     let kind = match body[7] {
         1 => RouteKind::Unicast,
-        2 => RouteKind::Local,
+        2 | 4 => RouteKind::Local,
         3 => RouteKind::Broadcast,
         _ => RouteKind::Other,
     };
-    let to = Inet4 { address: Ipv4Addr::UNSPECIFIED, prefix_len: body[1].min(32) };
+    let to = Inet { address: anywhere, prefix_len: body[1].min(whole) };
     let mut route = Route { to, kind, through_gateway: false, interface: 0 };
     attributes(&body[RTMSG_LEN..], |name, value| match name {
-        RTA_DST => route.to.address = address(value).unwrap_or(route.to.address),
+        RTA_DST => route.to.address = address(body[0], value).unwrap_or(route.to.address),
         RTA_OIF => route.interface = value.try_into().map_or(0, u32::from_ne_bytes),
         RTA_GATEWAY | RTA_VIA | RTA_MULTIPATH => route.through_gateway = true,
         _ => {}
@@ -163,8 +177,21 @@ fn parse_route(body: &[u8]) -> Option<Route> {
     Some(route)
 }
 
-fn address(value: &[u8]) -> Option<Ipv4Addr> {
-    Some(Ipv4Addr::from(<[u8; 4]>::try_from(value).ok()?))
+/// Length of an address in bits, and the one that stands for all.
+fn family(number: u8) -> Option<(u8, IpAddr)> {
+    match number {
+        AF_INET => Some((32, Ipv4Addr::UNSPECIFIED.into())),
+        AF_INET6 => Some((128, Ipv6Addr::UNSPECIFIED.into())),
+        _ => None,
+    }
+}
+
+fn address(family: u8, value: &[u8]) -> Option<IpAddr> {
+    match family {
+        AF_INET => Some(Ipv4Addr::from(<[u8; 4]>::try_from(value).ok()?).into()),
+        AF_INET6 => Some(Ipv6Addr::from(<[u8; 16]>::try_from(value).ok()?).into()),
+        _ => None,
+    }
 }
 
 fn socket(groups: u32, flags: SocketFlags) -> io::Result<OwnedFd> {
@@ -181,7 +208,7 @@ fn dump(request: u16, mut each: impl FnMut(u16, &[u8])) -> io::Result<()> {
     message.extend_from_slice(&request.to_ne_bytes());
     message.extend_from_slice(&NLM_F_REQUEST_DUMP.to_ne_bytes());
     message.extend_from_slice(&[1, 0, 0, 0, 0, 0, 0, 0]);
-    message.push(AF_INET);
+    message.push(AF_UNSPEC);
     message.resize(HEADER_LEN + RTMSG_LEN, 0);
     rustix::net::send(&socket, &message, SendFlags::empty())?;
     let mut chunk = vec![0; CHUNK_LEN];
@@ -231,7 +258,7 @@ mod tests {
 
     #[test]
     fn loopback_is_found() {
-        let loopback = Ipv4Addr::LOCALHOST;
+        let loopback = std::net::IpAddr::from(Ipv4Addr::LOCALHOST);
         assert!(addresses().unwrap().iter().any(|inet| inet.address == loopback && inet.prefix_len == 8));
         let local = |route: &super::Route| route.kind == RouteKind::Local && route.to.address == loopback;
         assert!(routes().unwrap().iter().any(local));

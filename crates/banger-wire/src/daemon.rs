@@ -7,6 +7,7 @@ use crate::bytes::ByteString;
 use crate::error::WireError;
 use crate::guest::Timing;
 use crate::names::{CacheName, ImageName, KernelName, VmId, VmName};
+use crate::net::{Denial, NetRules, NetTarget, NetView};
 use crate::ports::Publish;
 use crate::size::Mebibytes;
 use crate::stats::VmStats;
@@ -85,6 +86,25 @@ pub enum Request {
         disk_size: Option<Mebibytes>,
         /// Outbound network.
         net: Option<NetMode>,
+    },
+    /// Shows what a vm reaches; ends with `Outcome::Net`.
+    VmNetShow {
+        /// Name, id or unique id prefix.
+        vm: String,
+    },
+    /// Changes what a vm reaches, at once and from then on; ends with `Outcome::Net`.
+    VmNetChange {
+        /// Name, id or unique id prefix.
+        vm: String,
+        /// What is allowed from now on.
+        allow: Vec<NetTarget>,
+        /// What is denied from now on.
+        deny: Vec<NetTarget>,
+    },
+    /// Lists what a running vm was refused; ends with `Outcome::Denials`.
+    VmNetDenials {
+        /// Name, id or unique id prefix.
+        vm: String,
     },
     /// Lists all vms; ends with `Outcome::Vms`.
     VmList,
@@ -272,6 +292,9 @@ pub struct VmSpec {
     pub disk_size: Option<Mebibytes>,
     /// Outbound network.
     pub net: Option<NetMode>,
+    /// What is allowed and denied besides.
+    #[serde(default)]
+    pub net_rules: NetRules,
     /// Which VMM.
     pub vmm: Option<VmmChoice>,
     /// Deleted once the command or session has ended.
@@ -318,6 +341,8 @@ pub enum NetMode {
     None,
     /// Everything the host reaches.
     Full,
+    /// What the vm's rules allow, and nothing else.
+    Allow,
 }
 
 /// Which VMM to use.
@@ -413,6 +438,10 @@ pub enum Outcome {
     Vms(Vec<VmView>),
     /// What a vm uses.
     Stats(Box<VmStats>),
+    /// What a vm reaches.
+    Net(NetView),
+    /// What a vm was refused.
+    Denials(Vec<Denial>),
     /// What was, or would be, pruned.
     Pruned(Pruned),
     /// One image.

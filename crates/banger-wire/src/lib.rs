@@ -17,6 +17,7 @@ pub mod frame;
 pub mod guest;
 pub mod item;
 pub mod names;
+pub mod net;
 pub mod ports;
 pub mod size;
 pub mod stats;

@@ -6,6 +6,7 @@
 //! [`SessionEvent`](crate::exec::SessionEvent) as messages, until `Close` or the end of the connection.
 
 use crate::guest::{Hello, SessionKind, Timing};
+use crate::net::{NetReport, NetRules};
 use crate::ports::VmPorts;
 use serde::{Deserialize, Serialize};
 use std::net::Ipv4Addr;
@@ -46,6 +47,10 @@ pub enum VmRequest {
     Use,
     /// Asks what listens in the guest and where that is reached. Answered by `Ports`.
     Ports,
+    /// Asks for what is open by name, and what was refused. Answered by `Net`, or `Refused` without a network.
+    Net,
+    /// Puts other network rules in force. Answered by `Accepted` once they are, or `Refused`.
+    SetNet(NetRules),
     /// Passes a signal on to the guest. Answered by `Accepted`, or `Refused` where there is nobody to pass it on to.
     Signal {
         /// Its number.
@@ -75,6 +80,8 @@ pub enum VmEvent {
     Used(VmUse),
     /// What listens, and where that is reached.
     Ports(Box<VmPorts>),
+    /// What is known of the network.
+    Net(NetReport),
 }
 
 /// What a machine has used of the host since its VMM began, in bytes. What its VMM does not tell is missing.

@@ -3,11 +3,12 @@
 mod config;
 mod copy;
 mod image;
+mod net;
 mod ports;
 mod vm;
 
 use crate::text::parse_duration;
-use banger_wire::daemon::{CacheMount, NetMode, VmmChoice, Wait, WorkspaceMode};
+use banger_wire::daemon::{CacheMount, VmmChoice, Wait, WorkspaceMode};
 use banger_wire::names::{KernelName, VmName};
 use banger_wire::ports::Publish;
 use banger_wire::size::Mebibytes;
@@ -20,6 +21,7 @@ use std::time::Duration;
 pub(crate) use config::{CacheCommand, CachePruneArgs, ConfigCommand};
 pub(crate) use copy::CopyArgs;
 pub(crate) use image::{ImageCacheCommand, ImageCommand, KernelCommand};
+pub(crate) use net::{NetArg, NetChangeArgs, NetCommand, parse_mode};
 pub(crate) use ports::PortsArgs;
 pub(crate) use vm::{
     ConsoleArgs, DeleteArgs, KillArgs, RestartArgs, SetArgs, StartArgs, StatsArgs, StopArgs,
@@ -154,6 +156,9 @@ pub(crate) enum VmCommand {
     Stats(StatsArgs),
     /// Show what listens in vms, and where that is reached.
     Ports(PortsArgs),
+    /// What a vm may reach, and what it was refused.
+    #[command(subcommand)]
+    Net(NetCommand),
     /// Run a command or a shell in a running vm.
     #[command(before_help = EXEC_EXAMPLES)]
     Exec(Box<ExecArgs>),
@@ -251,7 +256,8 @@ pub(crate) struct SpecArgs {
     /// Limit of its own disk, such as `8G`.
     #[arg(long, value_name = "SIZE")]
     pub(crate) disk_size: Option<Mebibytes>,
-    /// What it may reach.
+    /// What it may reach: `internet` (nothing private), `none`, `full` (what this host reaches), or
+    /// `allow=HOST[:PORT],…` (names, addresses, networks, and nothing else).
     #[arg(long, value_name = "MODE")]
     pub(crate) net: Option<NetArg>,
     /// What runs it [default: the config's `vmm`, else auto].
@@ -539,27 +545,6 @@ pub(crate) struct DaemonStopArgs {
     /// Use force for vms after this time.
     #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "30s", requires = "all")]
     pub(crate) timeout: Duration,
-}
-
-/// [`NetMode`] as a flag's value.
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub(crate) enum NetArg {
-    /// The public internet, nothing private.
-    Internet,
-    /// Nothing.
-    None,
-    /// Everything this host reaches.
-    Full,
-}
-
-impl From<NetArg> for NetMode {
-    fn from(net: NetArg) -> Self {
-        match net {
-            NetArg::Internet => Self::Internet,
-            NetArg::None => Self::None,
-            NetArg::Full => Self::Full,
-        }
-    }
 }
 
 /// [`VmmChoice`] as a flag's value.

@@ -19,6 +19,7 @@ mod kernel;
 mod launch;
 mod logs;
 mod many;
+mod net;
 mod paths;
 mod ports;
 mod progress;

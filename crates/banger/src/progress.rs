@@ -92,6 +92,7 @@ pub(crate) fn plan_line(plan: &PlanSummary) -> String {
         NetMode::Internet => "",
         NetMode::None => ", no network",
         NetMode::Full => ", full network",
+        NetMode::Allow => ", network as allowed",
     };
     let project = match plan.project.as_slice() {
         [] => String::new(),

@@ -21,6 +21,7 @@ use banger_wire::bytes::ByteString;
 use banger_wire::daemon::{Event, Outcome, Request, StartedVm, VmSpec, VmState, VmView, Wait};
 use banger_wire::error::{ErrorCode, WireError};
 use banger_wire::exec::ExecSpec;
+use banger_wire::net::NetRules;
 use banger_wire::vm::VmRequest;
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -290,7 +291,8 @@ fn vm_spec(
         vcpu: args.vcpu,
         memory: args.memory,
         disk_size: args.disk_size,
-        net: args.net.map(Into::into),
+        net: args.net.as_ref().map(|net| net.mode),
+        net_rules: NetRules { allow: args.net.map(|net| net.allow).unwrap_or_default(), deny: Vec::new() },
         vmm: args.vmm.map(Into::into),
         rm,
         wait: args.wait.map_or(default_wait, Into::into),

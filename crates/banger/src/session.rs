@@ -176,7 +176,7 @@ pub(crate) async fn open_session(
             Ok(VmEvent::Accepted) => return Ok((reader, writer)),
             Ok(VmEvent::Refused(error)) => return Err(error.into()),
             Ok(VmEvent::Ended(end)) => return Err(ended(vm, end.detail).into()),
-            Ok(VmEvent::State(_) | VmEvent::Used(_) | VmEvent::Ports(_)) => {}
+            Ok(VmEvent::State(_) | VmEvent::Used(_) | VmEvent::Ports(_) | VmEvent::Net(_)) => {}
             Err(error) => return Err(lost_by(vm, error.into()).into()),
         }
     }

@@ -11,7 +11,7 @@ use crate::stop::{Ended, Stop, invalid};
 use crate::streams;
 use crate::table::{Table, render_pairs};
 use crate::text::{age, bytes, date, duration, now};
-use crate::{console, cp, logs, ports, run, stats, workspace};
+use crate::{console, cp, logs, net, ports, run, stats, workspace};
 use banger_wire::bytes::ByteString;
 use banger_wire::daemon::{NetMode, Pruned, Request, VmState, VmView};
 use banger_wire::time::millis;
@@ -47,6 +47,7 @@ pub(crate) async fn dispatch(context: &mut Context, command: VmCommand) -> Ended
         VmCommand::Console(args) => console::attach(context, args).await,
         VmCommand::Stats(args) => stats::stats(context, args).await,
         VmCommand::Ports(args) => ports::ports(context, args).await,
+        VmCommand::Net(command) => net::dispatch(context, command).await,
         VmCommand::Prune(args) => prune(context, args).await,
         VmCommand::Workspace(command) => workspace::command::dispatch(context, command).await,
     }
@@ -99,7 +100,7 @@ async fn set(context: &mut Context, args: SetArgs) -> Ended {
             .hinted("use `--vcpu`, `--memory`, `--disk-size` or `--net`")
             .into());
     }
-    let request = Request::VmSet { vm: args.vm, vcpu, memory, disk_size, net: args.net.map(Into::into) };
+    let request = Request::VmSet { vm: args.vm, vcpu, memory, disk_size, net: args.net };
     let outcome = context.ask(request).await?;
     let vm = expect_outcome!(outcome, Vm)?;
     if args.json {
@@ -222,11 +223,12 @@ pub(crate) fn state_word(state: VmState) -> &'static str {
     }
 }
 
-fn net_word(net: NetMode) -> &'static str {
+pub(crate) fn net_word(net: NetMode) -> &'static str {
     match net {
         NetMode::Internet => "internet",
         NetMode::None => "none",
         NetMode::Full => "full",
+        NetMode::Allow => "allow",
     }
 }
 

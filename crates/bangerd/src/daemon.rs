@@ -269,6 +269,7 @@ impl Daemon {
         check_size(vcpu, memory)?;
         let disk_size = spec.disk_size.unwrap_or(DEFAULT_DISK);
         check_disk(disk_size)?;
+        crate::outbound::check(&spec.net_rules)?;
         let vms = self.store.vms()?;
         let name = match &spec.name {
             Some(name) if vms.iter().any(|row| row.name == *name) => {

@@ -173,7 +173,7 @@ impl Daemon {
             choice,
             entropy: entropy()?,
             tsc_khz: self.tsc_khz().await,
-            net: NetPlan::find(net_mode(&spec)),
+            net: NetPlan::find(net_mode(&spec), spec.net_rules.clone()),
             cgroup: self.cgroup(row),
             boot: if image.initrd { Boot::Handover } else { Boot::Image },
         });

@@ -14,6 +14,7 @@ mod kvm;
 mod lifecycle;
 mod load;
 mod net;
+mod outbound;
 mod paths;
 mod plan;
 mod ports;

@@ -187,8 +187,9 @@ fn parse_size(value: &Value) -> Option<Mebibytes> {
 fn openness(net: NetMode) -> u8 {
     match net {
         NetMode::None => 0,
-        NetMode::Internet => 1,
-        NetMode::Full => 2,
+        NetMode::Allow => 1,
+        NetMode::Internet => 2,
+        NetMode::Full => 3,
     }
 }
 
@@ -197,6 +198,7 @@ fn word(net: NetMode) -> &'static str {
         NetMode::None => "none",
         NetMode::Internet => "internet",
         NetMode::Full => "full",
+        NetMode::Allow => "allow",
     }
 }
 

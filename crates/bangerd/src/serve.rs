@@ -387,6 +387,9 @@ async fn perform(
         Request::VmSet { vm, vcpu, memory, disk_size, net } => {
             daemon.set(&vm, Change { vcpu, memory, disk_size, net }).await
         }
+        Request::VmNetShow { vm } => daemon.net_show(&vm).await,
+        Request::VmNetChange { vm, allow, deny } => daemon.net_change(&vm, &allow, &deny).await,
+        Request::VmNetDenials { vm } => daemon.net_denials(&vm).await,
         Request::VmList => Ok(Outcome::Vms(daemon.store.vms()?.iter().map(|row| daemon.view(row)).collect())),
         Request::VmShow { vm } => {
             let row = daemon.row(&vm)?;

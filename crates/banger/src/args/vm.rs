@@ -1,8 +1,9 @@
 //! The grammar of commands on vms that are there.
 
-use super::{NetArg, WaitArg};
+use super::{WaitArg, parse_mode};
 use crate::signal_name::parse_signal;
 use crate::text::parse_duration;
+use banger_wire::daemon::NetMode;
 use banger_wire::size::Mebibytes;
 use clap::Args;
 use std::time::Duration;
@@ -52,9 +53,9 @@ pub(crate) struct SetArgs {
     /// Size of its disk, such as `16G`; it only grows.
     #[arg(long, value_name = "SIZE")]
     pub(crate) disk_size: Option<Mebibytes>,
-    /// What it may reach.
-    #[arg(long, value_name = "MODE")]
-    pub(crate) net: Option<NetArg>,
+    /// What it may reach: `internet`, `none`, `full`, or `allow` (what `banger vm net allow` names).
+    #[arg(long, value_name = "MODE", value_parser = parse_mode)]
+    pub(crate) net: Option<NetMode>,
     /// Print JSON.
     #[arg(long)]
     pub(crate) json: bool,

@@ -192,7 +192,10 @@ pub(crate) fn gather(daemon: &Daemon) -> Facts {
         nft: net::program("nft")
             .map(|path| nft::try_out(&path).map(|()| path).map_err(|error| super::reason(&error))),
         route: host::read()
-            .map(|host| Route { has_default: host.has_default_route, nets: host.nets.len() })
+            .map(|host| Route {
+                has_default: host.has_default_route(),
+                nets: host.own.len() + host.links.len(),
+            })
             .map_err(|error| super::reason(&error)),
         resolvers: resolvers(Path::new("/etc/resolv.conf")),
         qemu: program(Vmm::Qemu, &loaded),

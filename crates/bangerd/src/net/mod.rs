@@ -5,20 +5,24 @@
 //!                        └ resolver, port 53                     the vm's network namespace │ the host's
 //! ```
 //!
+//! IPv6, where the host has it, is the same beside it: [`GUEST6`] and so on, private addresses, so that programs in the
+//! guest go on preferring IPv4 as long as a destination has both.
+//!
 //! Names and addresses are the same in every vm, each in a namespace of its own: nothing has to be allocated, two vms
 //! can't meet, and a vm's memory fits every namespace. [`policy`] is what packets may do, [`pasta`] the process that
 //! turns them into the host's own connections. Carrying it out is the supervisor's part.
 
-pub(crate) mod cidr;
 pub(crate) mod host;
 pub(crate) mod nft;
 pub(crate) mod pasta;
 pub(crate) mod policy;
+mod special;
 
 use banger_wire::daemon::NetMode;
-use banger_wire::guest::GuestNetwork;
+use banger_wire::guest::{GuestNetwork, GuestNetwork6};
+use banger_wire::net::NetRules;
 use serde::{Deserialize, Serialize};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
 /// The vm's link, seen from the host.
@@ -35,6 +39,18 @@ pub(crate) const OUTER: Ipv4Addr = Ipv4Addr::new(10, 231, 7, 5);
 pub(crate) const OUTER_GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 231, 7, 6);
 /// Prefix length of both links.
 pub(crate) const PREFIX_LEN: u8 = 30;
+/// The guest's IPv6 address.
+pub(crate) const GUEST6: Ipv6Addr = Ipv6Addr::new(0xfd32, 0x5b0e, 0xe7, 1, 0, 0, 0, 2);
+/// What the guest's kernel makes of [`GUEST_MAC`] by itself; it finds its neighbour from there.
+pub(crate) const GUEST6_LINK: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0x5054, 0xff, 0xfee7, 0x702);
+/// The guest's way out: the IPv6 address of [`TAP`].
+pub(crate) const GATEWAY6: Ipv6Addr = Ipv6Addr::new(0xfd32, 0x5b0e, 0xe7, 1, 0, 0, 0, 1);
+/// The IPv6 address of [`OUT`], in a network of its own: pasta makes it one of 64 bits.
+pub(crate) const OUTER6: Ipv6Addr = Ipv6Addr::new(0xfd32, 0x5b0e, 0xe7, 2, 0, 0, 0, 5);
+/// Where [`OUT`] sends everything of IPv6.
+pub(crate) const OUTER_GATEWAY6: Ipv6Addr = Ipv6Addr::new(0xfd32, 0x5b0e, 0xe7, 2, 0, 0, 0, 6);
+/// Prefix length of the guest's link.
+pub(crate) const PREFIX_LEN6: u8 = 64;
 /// The guest's hardware address.
 pub(crate) const GUEST_MAC: &str = "52:54:00:e7:07:02";
 /// The hardware address of [`TAP`]: fixed, so that a guest restored from memory finds its neighbour.
@@ -45,6 +61,9 @@ pub(crate) const GATEWAY_MAC: [u8; 6] = [0x52, 0x54, 0x00, 0xe7, 0x07, 0x01];
 pub(crate) struct NetPlan {
     /// What the guest may reach.
     pub(crate) mode: NetMode,
+    /// What it may and may not besides.
+    #[serde(default)]
+    pub(crate) rules: NetRules,
     /// `nft`; none when it is not installed, and the vm has no way out then.
     pub(crate) nft: Option<PathBuf>,
     /// What makes connections for the guest; none when it is not installed.
@@ -57,26 +76,27 @@ pub(crate) struct NetPlan {
 impl NetPlan {
     /// No interface at all.
     pub(crate) fn none() -> Self {
-        Self { mode: NetMode::None, nft: None, pasta: None, rate: None }
+        Self { mode: NetMode::None, rules: NetRules::default(), nft: None, pasta: None, rate: None }
     }
 
     /// Finds what the mode needs on this machine.
-    pub(crate) fn find(mode: NetMode) -> Self {
+    pub(crate) fn find(mode: NetMode, rules: NetRules) -> Self {
         if mode == NetMode::None {
             return Self::none();
         }
         let pasta = program("pasta").map(pasta::PastaPlan::probe);
-        Self { mode, nft: program("nft"), pasta, rate: None }
+        Self { mode, rules, nft: program("nft"), pasta, rate: None }
     }
 
-    /// What the guest is told; none when it has no interface.
+    /// What the guest is told; none when it has no interface. IPv6 is left out where the host has none when the vm
+    /// starts.
     pub(crate) fn guest(&self) -> Option<GuestNetwork> {
         (self.mode != NetMode::None).then(|| GuestNetwork {
             mac: GUEST_MAC.to_owned(),
             address: GUEST,
             prefix_len: PREFIX_LEN,
             gateway: GATEWAY,
-            ipv6: None,
+            ipv6: Some(GuestNetwork6 { address: GUEST6, prefix_len: PREFIX_LEN6, gateway: GATEWAY6 }),
             resolver: GATEWAY,
             hosts: std::collections::BTreeMap::default(),
         })

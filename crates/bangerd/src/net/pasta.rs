@@ -4,7 +4,7 @@
 //! default pasta connects a namespace to the host more than a guest should be: it forwards ports both ways and maps
 //! the gateway to the host's loopback. All of that is turned off; the policy does not rely on it.
 
-use super::{OUT, OUTER, OUTER_GATEWAY, PREFIX_LEN};
+use super::{OUT, OUTER, OUTER_GATEWAY, OUTER_GATEWAY6, OUTER6, PREFIX_LEN};
 use crate::programs::said;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -26,6 +26,8 @@ const NEEDED: [&str; 9] = [
     "--ns-ifname",
     "--tcp-ns",
 ];
+/// What it is told besides when the vm has no IPv6. With IPv6 it has to answer who its gateway is.
+pub(crate) const ONLY_IPV4: [&str; 2] = ["--ipv4-only", "--no-ndp"];
 /// Used where they exist. The first keeps pasta from watching the namespace's file, the second and third are what
 /// newer versions made of mapping the gateway.
 const WANTED: [&[&str]; 3] =
@@ -79,10 +81,10 @@ fn args(help: &str) -> Option<Vec<String>> {
     if !NEEDED.iter().all(|option| knows(option)) {
         return None;
     }
-    let addresses = format!("-a {OUTER} -n {PREFIX_LEN} -g {OUTER_GATEWAY}");
+    let addresses = format!("-a {OUTER} -n {PREFIX_LEN} -g {OUTER_GATEWAY} -a {OUTER6} -g {OUTER_GATEWAY6}");
     let fixed = format!(
-        "--foreground --quiet --ipv4-only --netns {NETNS_FILE} --netns-only --config-net --ns-ifname {OUT} {addresses} \
-         -t none -u none -T none -U none --no-map-gw --no-dhcp --no-ndp --no-ra --no-dhcpv6"
+        "--foreground --quiet --netns {NETNS_FILE} --netns-only --config-net --ns-ifname {OUT} {addresses} \
+         -t none -u none -T none -U none --no-map-gw --no-dhcp --no-ra --no-dhcpv6"
     );
     let wanted = WANTED.iter().filter(|option| knows(option[0])).flat_map(|option| option.iter().copied());
     Some(fixed.split(' ').chain(wanted).map(str::to_owned).collect())
@@ -96,7 +98,7 @@ mod tests {
     fn options_depend_on_the_version() {
         let old = format!("  -I, {}", NEEDED.join(" \tdoes something\n  "));
         let plain = args(&old).unwrap().join(" ");
-        assert!(plain.ends_with("-U none --no-map-gw --no-dhcp --no-ndp --no-ra --no-dhcpv6"), "{plain}");
+        assert!(plain.ends_with("-U none --no-map-gw --no-dhcp --no-ra --no-dhcpv6"), "{plain}");
         let new = format!("{old}\n  --map-host-loopback ADDR\tTranslate\n  --map-guest-addr ADDR\n");
         let more = args(&new).unwrap().join(" ");
         assert_eq!(more, format!("{plain} --map-host-loopback none --map-guest-addr none"));

@@ -1,6 +1,7 @@
 //! Connections to the vm's own socket: sessions, status, stop.
 
 use super::link::Link;
+use super::net;
 use super::terminal;
 use super::vm::{Order, Shared};
 use banger_wire::error::{ErrorCode, WireError};
@@ -20,6 +21,8 @@ use tokio::sync::oneshot;
 const WAITING_MAX: usize = 2 * WINDOW as usize;
 /// How long a VMM may take to say what it has counted.
 const USE_WAIT: Duration = Duration::from_secs(2);
+/// How long the network may take to do what it is told; it first comes up.
+const NET_WAIT: Duration = Duration::from_secs(15);
 /// The wait after a connection could not be taken, for want of descriptors for example.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
@@ -82,6 +85,21 @@ async fn serve_one(stream: UnixStream, shared: &Rc<Shared>) -> Result<(), Stream
             let ports = shared.ports.borrow().clone();
             writer.message(0, &VmEvent::Ports(Box::new(ports))).await
         }
+        VmRequest::Net => {
+            let event = match order_of_net(shared, |done| net::Order::Report { done }).await {
+                Ok(report) => VmEvent::Net(report),
+                Err(error) => VmEvent::Refused(error),
+            };
+            writer.message(0, &event).await
+        }
+        VmRequest::SetNet(rules) => {
+            let event = match order_of_net(shared, |done| net::Order::SetRules { rules, done }).await {
+                Ok(Ok(())) => VmEvent::Accepted,
+                Ok(Err(text)) => VmEvent::Refused(WireError::new(ErrorCode::Failed, text)),
+                Err(error) => VmEvent::Refused(error),
+            };
+            writer.message(0, &event).await
+        }
         VmRequest::Signal { number } => match wait_ready(&mut reader, shared).await {
             Ok(link) => {
                 link.control_later(&HostMessage::Signal { number });
@@ -109,6 +127,22 @@ async fn serve_one(stream: UnixStream, shared: &Rc<Shared>) -> Result<(), Stream
             served
         }
     }
+}
+
+/// Has the network do something and returns what it says.
+async fn order_of_net<T>(
+    shared: &Shared,
+    order: impl FnOnce(oneshot::Sender<T>) -> net::Order,
+) -> Result<T, WireError> {
+    let (done, told) = oneshot::channel();
+    let ask = async {
+        shared.net.send(order(done)).await.ok()?;
+        told.await.ok()
+    };
+    let answer = tokio::time::timeout(NET_WAIT, ask)
+        .await
+        .map_err(|_| WireError::new(ErrorCode::Failed, "the vm's network is not up yet"))?;
+    answer.ok_or_else(|| WireError::new(ErrorCode::Failed, "the vm has no network"))
 }
 
 /// Sends the status at every change until the client leaves.

@@ -5,7 +5,7 @@ use super::link::{Link, Source};
 use super::machine::Started;
 use super::monitor::Monitor;
 use super::net::starter::Starter;
-use super::net::{Child, Network, State};
+use super::net::{self, Child, Network, State};
 use super::ports::Ports;
 use super::terminal::Terminal;
 use super::{client, confine, counters, machine, root};
@@ -84,6 +84,8 @@ pub(crate) struct Shared {
     pub(crate) started_by_root: bool,
     pub(crate) terminal: Terminal,
     pub(crate) ports: RefCell<VmPorts>,
+    /// What is wanted of the network.
+    pub(crate) net: mpsc::Sender<net::Order>,
 }
 
 /// A connection that uses the vm, as long as this lives.
@@ -136,6 +138,7 @@ pub(crate) async fn run(
         auto_stop_at: None,
         address: None,
     };
+    let net_orders = mpsc::channel(net::ORDERS_MAX);
     let shared = Rc::new(Shared {
         status: watch::channel(status).0,
         end: watch::channel(None).0,
@@ -145,6 +148,7 @@ pub(crate) async fn run(
         started_by_root: plan.run_as.is_some(),
         terminal: Terminal::default(),
         ports: RefCell::default(),
+        net: net_orders.0.clone(),
     });
     let socket = Path::new(root::VM_DIR).join(SOCKET_FILE);
     let _ = std::fs::remove_file(&socket);
@@ -157,7 +161,7 @@ pub(crate) async fn run(
             let _ = orders.send(Order::Stop { grace_ms: TERM_GRACE_MS }).await;
         }
     });
-    let network = Network::create(&plan.net, plan.machine.driver, starter).await?;
+    let network = Network::create(&plan.net, plan.machine.driver, starter, net_orders).await?;
     confine::supervisor(plan, &network.thread).await?;
     if let Some(ports) = &plan.ports {
         let ports = Ports::open(ports, diag).await?;
@@ -512,6 +516,11 @@ impl Life<'_> {
                 }
                 if !self.network.has_link() {
                     config.network = None;
+                }
+                if !self.network.has_ipv6()
+                    && let Some(network) = &mut config.network
+                {
+                    network.ipv6 = None;
                 }
                 link.control_later(&HostMessage::Configure(Box::new(config)));
             }

@@ -75,6 +75,21 @@ impl Store {
         command
     }
 
+    /// Runs `banger` on the world's host; returns what it wrote to its two streams, and whether it ended well.
+    pub(crate) fn banger(&self, world: &World, args: &[&str]) -> (String, String, bool) {
+        let mut command = self.command();
+        command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let child = world.on_host(move || command.spawn().unwrap());
+        let output = child.wait_with_output().unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+        (text(output.stdout), text(output.stderr), output.status.success())
+    }
+
+    /// The image's name.
+    pub(crate) fn image(&self) -> &str {
+        &self.image
+    }
+
     /// Runs a script in a vm of the world's host; returns what it wrote to its two streams.
     pub(crate) fn run(&self, world: &World, flags: &[&str], script: &str) -> (String, String) {
         let mut command = self.command();

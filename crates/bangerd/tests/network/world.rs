@@ -19,6 +19,19 @@ pub(crate) const LAN: &str = "192.168.77.1";
 /// Where clouds tell machines their secrets.
 pub(crate) const METADATA: &str = "169.254.169.254";
 
+/// A second server on the internet.
+pub(crate) const OTHER: &str = "93.184.216.35";
+/// The same places with IPv6.
+pub(crate) const PUBLIC6: &str = "2606:2800:220:1::34";
+pub(crate) const HOST6: &str = "2a01:4f8:0:7::2";
+pub(crate) const HOST_LAN6: &str = "fd77::2";
+pub(crate) const NEIGHBOUR6: &str = "2a01:4f8:0:7::1";
+pub(crate) const LAN6: &str = "fd77::1";
+pub(crate) const METADATA6: &str = "fd00:ec2::254";
+/// A private IPv4 address, as a translator and as 6to4 have it.
+pub(crate) const TRANSLATED6: &str = "64:ff9b::a00:1";
+pub(crate) const SIX_TO_FOUR6: &str = "2002:a00:1::1";
+
 type Job = Box<dyn FnOnce() + Send>;
 
 /// A thread in a network namespace, and with a mount namespace, of its own.
@@ -76,20 +89,34 @@ impl World {
         let (host, around) = (Space::create(), Space::create());
         let id = around.id();
         host.run(move || ip(&format!("link add up0 type veth peer name w0 netns {id}")));
-        for words in ["addr add 91.198.7.2/24 dev up0", "addr add 192.168.77.2/24 dev up0", "link set up0 up"]
-        {
+        for words in [
+            "addr add 91.198.7.2/24 dev up0",
+            "addr add 192.168.77.2/24 dev up0",
+            "addr add 2a01:4f8:0:7::2/64 dev up0 nodad",
+            "addr add fd77::2/64 dev up0 nodad",
+            "link set up0 up",
+        ] {
             host.ip(words);
         }
         for words in [
             "addr add 91.198.7.1/24 dev w0",
             "addr add 192.168.77.1/24 dev w0",
+            "addr add 2a01:4f8:0:7::1/64 dev w0 nodad",
+            "addr add fd77::1/64 dev w0 nodad",
             "link set w0 up",
             "addr add 93.184.216.34/32 dev lo",
+            "addr add 93.184.216.35/32 dev lo",
             "addr add 169.254.169.254/32 dev lo",
+            "addr add 2606:2800:220:1::34/128 dev lo nodad",
+            "addr add fd00:ec2::254/128 dev lo nodad",
+            "addr add 64:ff9b::a00:1/128 dev lo nodad",
+            "addr add 2002:a00:1::1/128 dev lo nodad",
         ] {
             around.ip(words);
         }
         host.ip("route add default via 91.198.7.1");
+        host.ip("-6 route add default via 2a01:4f8:0:7::1");
+        host.run(watch_boundary);
         let heard = Heard::default();
         let serve = |space: &Space, address: &'static str, word: &'static str| {
             let heard = heard.clone();
@@ -102,6 +129,20 @@ impl World {
         serve(&around, NEIGHBOUR, "neighbour");
         serve(&around, LAN, "lan");
         serve(&around, METADATA, "metadata");
+        serve(&around, OTHER, "other");
+        serve(&host, "::1", "loopback6");
+        serve(&host, HOST6, "host6");
+        serve(&host, HOST_LAN6, "host-lan6");
+        for (address, word) in [
+            (PUBLIC6, "public6"),
+            (NEIGHBOUR6, "neighbour6"),
+            (LAN6, "lan6"),
+            (METADATA6, "metadata6"),
+            (TRANSLATED6, "translated6"),
+            (SIX_TO_FOUR6, "6to4"),
+        ] {
+            serve(&around, address, word);
+        }
         around.run(serve_names);
         let mut resolv_conf = tempfile::NamedTempFile::new().unwrap();
         writeln!(resolv_conf, "nameserver {LAN}").unwrap();
@@ -120,6 +161,22 @@ impl World {
     /// Takes the host's way to everywhere.
     pub(crate) fn cut(&self) {
         self.host.ip("route del default");
+        self.host.ip("-6 route del default");
+    }
+
+    /// Takes the host's IPv6 away.
+    pub(crate) fn cut_ipv6(&self) {
+        self.host.ip("-6 route del default");
+    }
+
+    /// Where anything was sent to by processes of the host, loopback included: `address . protocol . port`.
+    pub(crate) fn sent(&self) -> String {
+        self.host.run(|| {
+            let output =
+                std::process::Command::new("nft").args(["list", "table", "inet", "seen"]).output().unwrap();
+            assert!(output.status.success());
+            String::from_utf8(output.stdout).unwrap()
+        })
     }
 
     /// Puts a file in the place of another, for what runs on the host.
@@ -149,6 +206,21 @@ impl World {
     }
 }
 
+/// Writes down what leaves the host's processes, before anything can lose it.
+fn watch_boundary() {
+    let script = "table inet seen {
+        set sent4 { type ipv4_addr . inet_proto . inet_service; flags dynamic; size 65535; }
+        set sent6 { type ipv6_addr . inet_proto . inet_service; flags dynamic; size 65535; }
+        chain output {
+            type filter hook output priority raw; policy accept;
+            meta nfproto ipv4 meta l4proto { tcp, udp } update @sent4 { ip daddr . meta l4proto . th dport }
+            meta nfproto ipv6 meta l4proto { tcp, udp } update @sent6 { ip6 daddr . meta l4proto . th dport }
+        }
+    }";
+    let done = std::process::Command::new("nft").arg(script).status().unwrap();
+    assert!(done.success(), "nft");
+}
+
 fn tell(heard: &Heard, line: String) {
     heard.0.lock().unwrap().push(line);
     heard.1.notify_all();
@@ -175,14 +247,17 @@ fn serve(address: &'static str, word: &'static str, heard: &Heard) {
     std::thread::spawn(move || {
         let mut packet = [0; 1000];
         loop {
-            let (_, peer) = socket.recv_from(&mut packet).unwrap();
-            tell(&known, format!("{word} udp"));
+            let (len, peer) = socket.recv_from(&mut packet).unwrap();
+            // What begins like a path is told, to know one from the other.
+            let path = Some(&packet[..len]).filter(|packet| packet.starts_with(b"/"));
+            let path = path.map(|path| format!(" {}", String::from_utf8_lossy(path))).unwrap_or_default();
+            tell(&known, format!("{word} udp{path}"));
             let _ = socket.send_to(format!("{word}\n").as_bytes(), peer);
         }
     });
 }
 
-/// The host's resolver: two names, by UDP and TCP.
+/// The host's resolver: some names, by UDP and TCP.
 fn serve_names() {
     let address = (LAN.parse::<IpAddr>().unwrap(), 53);
     let (listener, socket) = (TcpListener::bind(address).unwrap(), UdpSocket::bind(address).unwrap());
@@ -215,19 +290,34 @@ fn answer(query: &[u8]) -> Vec<u8> {
     answer[2] |= 0x80;
     answer[3] = 0x80;
     answer[6..12].fill(0);
-    let is_address = query[end - 3] == 1;
-    let address = match &query[12..] {
-        name if name.starts_with(b"\x06public\x04test\0") => PUBLIC,
-        name if name.starts_with(b"\x09rebinding\x04test\0") => LAN,
+    let (is_ipv4, is_ipv6) = (query[end - 3] == 1, query[end - 3] == 28);
+    let (ipv4, ipv6) = match &query[12..] {
+        name if name.starts_with(b"\x06public\x04test\0") => (PUBLIC, Some(PUBLIC6)),
+        name if name.starts_with(b"\x05other\x04test\0") => (OTHER, None),
+        name if name.starts_with(b"\x09rebinding\x04test\0") => (LAN, Some(LAN6)),
         _ => {
             answer[3] |= 3;
             return answer;
         }
     };
-    if is_address {
+    let address: Option<IpAddr> = match (is_ipv4, is_ipv6) {
+        (true, _) => Some(ipv4.parse().unwrap()),
+        (_, true) => ipv6.map(|ipv6| ipv6.parse().unwrap()),
+        _ => None,
+    };
+    if let Some(address) = address {
         answer[7] = 1;
-        answer.extend_from_slice(&[0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 0, 0, 4]);
-        answer.extend_from_slice(&address.parse::<std::net::Ipv4Addr>().unwrap().octets());
+        answer.extend_from_slice(&[0xc0, 12, 0, query[end - 3], 0, 1, 0, 0, 0, 0, 0]);
+        match address {
+            IpAddr::V4(address) => {
+                answer.push(4);
+                answer.extend_from_slice(&address.octets());
+            }
+            IpAddr::V6(address) => {
+                answer.push(16);
+                answer.extend_from_slice(&address.octets());
+            }
+        }
     }
     answer
 }

@@ -87,22 +87,56 @@ impl Query {
         answer
     }
 
-    /// The address a reverse lookup asks about.
-    pub(crate) fn reverse(&self) -> Option<Ipv4Addr> {
-        let mut labels = Vec::new();
-        let mut at = HEADER_LEN;
-        while let Some(&len) = self.bytes.get(at)
-            && len != 0
-        {
-            labels.push(self.bytes.get(at + 1..at + 1 + usize::from(len))?);
-            at += 1 + usize::from(len);
+    /// The name it asks about, in lower case and without a final dot; what is no letter, digit, `-` or `_` is written as
+    /// a number, so that no label can hold a dot.
+    pub(crate) fn name(&self) -> String {
+        let mut name = String::new();
+        for label in self.labels() {
+            if !name.is_empty() {
+                name.push('.');
+            }
+            for byte in label {
+                match byte.to_ascii_lowercase() {
+                    c @ (b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_') => name.push(c.into()),
+                    c => name.push_str(&format!("\\{c:03}")),
+                }
+            }
         }
-        let [d, c, b, a, inverse, root] = labels.as_slice() else { return None };
-        if !inverse.eq_ignore_ascii_case(b"in-addr") || !root.eq_ignore_ascii_case(b"arpa") {
+        name
+    }
+
+    fn labels(&self) -> impl Iterator<Item = &[u8]> {
+        let mut at = HEADER_LEN;
+        std::iter::from_fn(move || {
+            let len = usize::from(*self.bytes.get(at)?);
+            let label = self.bytes.get(at + 1..at + 1 + len).filter(|label| !label.is_empty());
+            at += 1 + len;
+            label
+        })
+    }
+
+    /// The address a reverse lookup asks about.
+    pub(crate) fn reverse(&self) -> Option<IpAddr> {
+        let labels: Vec<&[u8]> = self.labels().collect();
+        let (root, rest) = labels.split_last()?;
+        let (zone, digits) = rest.split_last()?;
+        if !root.eq_ignore_ascii_case(b"arpa") {
             return None;
         }
-        let number = |label: &[u8]| std::str::from_utf8(label).ok()?.parse::<u8>().ok();
-        Some(Ipv4Addr::new(number(a)?, number(b)?, number(c)?, number(d)?))
+        let text = |label: &[u8]| std::str::from_utf8(label).ok().map(str::to_owned);
+        if zone.eq_ignore_ascii_case(b"in-addr") && digits.len() == 4 {
+            let number = |label: &&[u8]| text(label)?.parse::<u8>().ok();
+            let octets: Option<Vec<u8>> = digits.iter().rev().map(number).collect();
+            return Some(Ipv4Addr::from(<[u8; 4]>::try_from(octets?).ok()?).into());
+        }
+        if zone.eq_ignore_ascii_case(b"ip6")
+            && digits.len() == 32
+            && digits.iter().all(|label| label.len() == 1)
+        {
+            let digits: Option<String> = digits.iter().rev().map(|label| text(label)).collect();
+            return Some(Ipv6Addr::from_bits(u128::from_str_radix(&digits?, 16).ok()?).into());
+        }
+        None
     }
 }
 
@@ -130,25 +164,38 @@ pub(crate) fn rcode(answer: &[u8]) -> u8 {
     answer.get(3).map_or(Rcode::ServerFailure as u8, |flags| flags & 0x0f)
 }
 
+/// An address in an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Found {
+    pub(crate) address: IpAddr,
+    /// Seconds it may be kept.
+    pub(crate) ttl: u32,
+    /// Whether it is part of the answer itself and not of what is said besides.
+    pub(crate) is_answer: bool,
+}
+
 /// The addresses all records of an answer name; none when it is malformed.
-pub(crate) fn addresses(answer: &[u8]) -> Option<Vec<IpAddr>> {
+pub(crate) fn addresses(answer: &[u8]) -> Option<Vec<Found>> {
     let count = |at: usize| Some(u32::from(u16::from_be_bytes([*answer.get(at)?, *answer.get(at + 1)?])));
-    let records = count(6)? + count(8)? + count(10)?;
+    let answers = count(6)?;
+    let records = answers + count(8)? + count(10)?;
     let mut at = question_end(answer)?;
     let mut found = Vec::new();
-    for _ in 0..records {
+    for index in 0..records {
         at = skip_name(answer, at)?;
         let fixed = answer.get(at..at + 10)?;
         let kind = u16::from_be_bytes([fixed[0], fixed[1]]);
+        let ttl = u32::from_be_bytes([fixed[4], fixed[5], fixed[6], fixed[7]]);
         let len = usize::from(u16::from_be_bytes([fixed[8], fixed[9]]));
         at += 10;
         let data = answer.get(at..at + len)?;
         at += len;
-        match kind {
-            TYPE_A => found.push(Ipv4Addr::from(<[u8; 4]>::try_from(data).ok()?).into()),
-            TYPE_AAAA => found.push(Ipv6Addr::from(<[u8; 16]>::try_from(data).ok()?).into()),
-            _ => {}
-        }
+        let address: IpAddr = match kind {
+            TYPE_A => Ipv4Addr::from(<[u8; 4]>::try_from(data).ok()?).into(),
+            TYPE_AAAA => Ipv6Addr::from(<[u8; 16]>::try_from(data).ok()?).into(),
+            _ => continue,
+        };
+        found.push(Found { address, ttl, is_answer: index < answers });
     }
     Some(found)
 }
@@ -167,9 +214,9 @@ fn skip_name(bytes: &[u8], mut at: usize) -> Option<usize> {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use super::{Parsed, Query, Rcode, addresses, parse, rcode};
+    use super::{Found, Parsed, Query, Rcode, addresses, parse, rcode};
     use proptest::prelude::*;
-    use std::net::{IpAddr, Ipv4Addr};
+    use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
     /// A query for the addresses of a name.
     pub(crate) fn query(name: &str, id: u16) -> Vec<u8> {
@@ -211,7 +258,8 @@ pub(crate) mod tests {
         assert!(!asked.is_answered_by(&good, [0, 8]));
         assert!(!asked.is_answered_by(&bytes, [0, 7]), "a question is no answer");
         assert!(!asked.is_answered_by(&answer(&query("b.example", 7), &[]), [0, 7]));
-        assert_eq!(addresses(&good), Some(vec![IpAddr::V4(Ipv4Addr::LOCALHOST)]));
+        let found = Found { address: Ipv4Addr::LOCALHOST.into(), ttl: 60, is_answer: true };
+        assert_eq!(addresses(&good), Some(vec![found]));
     }
 
     #[test]
@@ -236,17 +284,29 @@ pub(crate) mod tests {
     #[test]
     fn reverse_names_are_read_backwards() {
         let address = |name: &str| parsed(&query(name, 1)).reverse();
-        assert_eq!(address("4.3.2.10.IN-ADDR.arpa"), Some(Ipv4Addr::new(10, 2, 3, 4)));
+        assert_eq!(address("4.3.2.10.IN-ADDR.arpa"), Some(IpAddr::V4(Ipv4Addr::new(10, 2, 3, 4))));
+        let nibbles = format!("7.{}d.f.ip6.ARPA", "0.".repeat(29));
+        assert_eq!(address(&nibbles), Some(IpAddr::V6(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 7))));
         for name in ["3.2.10.in-addr.arpa", "x.3.2.10.in-addr.arpa", "4.3.2.10.in-addr.example", "a"] {
             assert_eq!(address(name), None, "{name}");
         }
+    }
+
+    #[test]
+    fn names_are_written_as_rules_have_them() {
+        assert_eq!(parsed(&query("WWW.Example.com", 1)).name(), "www.example.com");
+        // A label that has a dot in it is another name.
+        let mut bytes = query("a.example", 1);
+        bytes[12..15].copy_from_slice(b"\x02a.");
+        bytes.splice(15..22, *b"\x07example");
+        assert_eq!(parsed(&bytes).name(), "a\\046.example");
     }
 
     proptest! {
         #[test]
         fn any_bytes_are_taken_apart(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
             if let Parsed::Query(query) = parse(&bytes) {
-                let _ = query.reverse();
+                let _ = (query.reverse(), query.name());
                 prop_assert!(query.is_answered_by(&query.fail(Rcode::NoSuchName), query.id()));
             }
             let _ = addresses(&bytes);

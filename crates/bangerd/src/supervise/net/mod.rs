@@ -3,26 +3,33 @@
 //! ```text
 //! create   thread "net": namespace, tap0, link address           before the VMM starts
 //! raise    nft (policy) -> forwarding -> resolver -> pasta       while the guest boots
-//! watch    pasta's end, changes of the host's addresses          until the vm ends
+//! watch    pasta's end, the host's addresses, orders             until the vm ends
 //! ```
 //!
 //! Whatever fails leaves the vm without a way out and a sentence that says so, never with a way out and no policy:
 //! forwarding is turned on only after the policy is in force. Nothing is ever taken down; it goes with the namespace.
 
 mod dns;
+mod record;
 mod resolver;
 pub(crate) mod starter;
 mod thread;
 
 use crate::net::pasta::NETNS_FILE;
 use crate::net::policy::Policy;
-use crate::net::{GATEWAY, GATEWAY_MAC, GUEST_MAC, NetPlan, PREFIX_LEN, TAP, host, nft};
+use crate::net::{
+    GATEWAY, GATEWAY_MAC, GATEWAY6, GUEST_MAC, NetPlan, PREFIX_LEN, PREFIX_LEN6, TAP, host, nft,
+};
 use anyhow::{Context as _, bail};
 use banger_sys::namespace;
 use banger_sys::netif::{self, Inet4};
-use banger_sys::netlink;
+use banger_sys::netlink::{self, RouteKind};
 use banger_vmm::{Driver, MachinePlan, NetDevice, NetLink};
 use banger_wire::daemon::NetMode;
+use banger_wire::net::{NetReport, NetRules};
+use dns::Found;
+use record::{Record, unix_s};
+use resolver::Part;
 use starter::Starter;
 use std::cell::RefCell;
 use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
@@ -32,12 +39,26 @@ use std::time::Duration;
 use thread::readable;
 pub(crate) use thread::{Child, NetThread};
 use tokio::io::unix::AsyncFd;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
 
 /// How long the network may take before the vm counts as ready without it.
 const RAISE_WAIT: Duration = Duration::from_secs(5);
 /// Changes of the host's addresses come in bursts; they are looked at once.
 const SETTLE: Duration = Duration::from_millis(200);
+
+/// Orders that wait for the network.
+pub(crate) const ORDERS_MAX: usize = 16;
+
+/// What is wanted of a network that is up.
+#[derive(Debug)]
+pub(crate) enum Order {
+    /// That the addresses a name led to are open, where the name is allowed. Told once they are, or can't be.
+    Open { name: String, found: Vec<Found>, done: oneshot::Sender<bool> },
+    /// Other rules. Told once they are in force, or why they are not.
+    SetRules { rules: NetRules, done: oneshot::Sender<Result<(), String>> },
+    /// What is open, and what was refused.
+    Report { done: oneshot::Sender<NetReport> },
+}
 
 /// A vm's network. It and everything in it ends with the vm's processes.
 pub(crate) struct Network {
@@ -45,11 +66,17 @@ pub(crate) struct Network {
     /// Runs things within the namespace.
     pub(crate) thread: Rc<NetThread>,
     link: Option<Link>,
+    /// Whether the guest has IPv6: decided once, by what the host has when the vm starts.
+    ipv6: bool,
     /// Until the network is raised.
     starter: Option<Starter>,
+    /// Sender and receiver of orders, until the network is raised.
+    orders: Option<Orders>,
     raising: bool,
     state: watch::Sender<State>,
 }
+
+pub(crate) type Orders = (mpsc::Sender<Order>, mpsc::Receiver<Order>);
 
 /// The guest's link, which is there.
 enum Link {
@@ -77,10 +104,15 @@ impl Network {
         plan: &NetPlan,
         driver: Driver,
         starter: Option<Starter>,
+        orders: Orders,
     ) -> anyhow::Result<Self> {
         let thread = NetThread::start().await?;
         let wanted = plan.mode != NetMode::None;
-        let made = if wanted { thread.run(move || create_link(driver)).await?.map(Some) } else { Ok(None) };
+        let ipv6 = wanted && host::read().is_ok_and(|host| host.has_ipv6);
+        let made =
+            if wanted { thread.run(move || create_link(driver, ipv6)).await?.map(Some) } else { Ok(None) };
+        // Without a link nobody takes orders, and whoever gives one is told so.
+        let orders = Some(orders).filter(|_| matches!(made, Ok(Some(_))));
         let (link, warning) = match made {
             Ok(link) => (link, None),
             Err(error) => (None, Some(sentence(&error))),
@@ -90,7 +122,9 @@ impl Network {
             plan: plan.clone(),
             thread: Rc::new(thread),
             link,
+            ipv6,
             starter,
+            orders,
             raising: false,
             state: watch::channel(state).0,
         })
@@ -99,6 +133,11 @@ impl Network {
     /// Whether the guest has a link.
     pub(crate) fn has_link(&self) -> bool {
         self.link.is_some()
+    }
+
+    /// Whether the guest has IPv6.
+    pub(crate) fn has_ipv6(&self) -> bool {
+        self.ipv6
     }
 
     /// Follows the state.
@@ -146,16 +185,19 @@ impl Network {
             return;
         }
         let (plan, thread, state) = (self.plan.clone(), self.thread.clone(), self.state.clone());
+        let Some(orders) = self.orders.take() else { return };
+        let ipv6 = self.ipv6;
         let starter = self.starter.take();
         tokio::task::spawn_local(async move {
             let warn = |error: &anyhow::Error| {
                 let text = sentence(error);
                 state.send_replace(State { settled: true, warning: Some(text) });
             };
-            let mut raised = match within("the policy", Raised::raise(plan, thread, starter)).await {
-                Ok(raised) => raised,
-                Err(error) => return warn(&error),
-            };
+            let mut raised =
+                match within("the policy", Raised::raise(plan, thread, ipv6, starter, orders)).await {
+                    Ok(raised) => raised,
+                    Err(error) => return warn(&error),
+                };
             loop {
                 match within("`pasta`", raised.open_way()).await {
                     Ok(()) => drop(state.send_replace(State { settled: true, warning: None })),
@@ -184,7 +226,16 @@ fn sentence(error: &anyhow::Error) -> String {
 }
 
 /// In the vm's namespace: what the VMM needs to start.
-fn create_link(driver: Driver) -> anyhow::Result<Link> {
+fn create_link(driver: Driver, ipv6: bool) -> anyhow::Result<Link> {
+    for name in ["all", "default"] {
+        // Without IPv6 it is switched off here, and dropped by the policy in case it could not be. With it, an address is
+        // usable at once (nobody else is on these links, so nothing can collide) and nobody announces routes.
+        let settings: &[(&str, &str)] =
+            if ipv6 { &[("accept_dad", "0"), ("accept_ra", "0")] } else { &[("disable_ipv6", "1")] };
+        for (setting, value) in settings {
+            let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{name}/{setting}"), value);
+        }
+    }
     let tap = namespace::open_tap(TAP).map_err(|error| {
         let hint = match error.kind() {
             std::io::ErrorKind::PermissionDenied => "; allow it with `sudo chmod 0666 /dev/net/tun`",
@@ -193,14 +244,17 @@ fn create_link(driver: Driver) -> anyhow::Result<Link> {
         };
         anyhow::anyhow!("open `/dev/net/tun`: {error}{hint}")
     })?;
-    // No IPv6 yet: it is switched off here, and dropped by the policy in case it could not be.
-    for name in ["all", "default"] {
-        let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"), "1");
-    }
     let label = || format!("configure `{TAP}`");
     netif::set_mac(TAP, GATEWAY_MAC).with_context(label)?;
     netif::set_address(TAP, Inet4 { address: GATEWAY, prefix_len: PREFIX_LEN }).with_context(label)?;
+    if ipv6 {
+        let index = netif::index(TAP).with_context(label)?;
+        netif::set_address6(index, GATEWAY6, PREFIX_LEN6).with_context(label)?;
+    }
     netif::set_up(TAP, true).with_context(label)?;
+    // The guest could make the kernel remember as many neighbours as it has names for, in a table that all of the host
+    // shares. Questions from addresses that are not on this link are not answered.
+    let _ = std::fs::write(format!("/proc/sys/net/ipv4/conf/{TAP}/rp_filter"), "1");
     let file = Path::new(NETNS_FILE);
     std::fs::create_dir_all(file.parent().unwrap_or(file)).context("make the namespace's directory")?;
     std::fs::write(file, "").context("make the namespace's file")?;
@@ -218,7 +272,10 @@ struct Raised {
     plan: NetPlan,
     thread: Rc<NetThread>,
     nft: std::path::PathBuf,
+    ipv6: bool,
     policy: Rc<RefCell<Policy>>,
+    record: Rc<RefCell<Record>>,
+    orders: mpsc::Receiver<Order>,
     /// Word of changes on the host.
     changes: AsyncFd<netlink::Changes>,
     starter: Option<Starter>,
@@ -227,25 +284,36 @@ struct Raised {
 }
 
 impl Raised {
-    async fn raise(plan: NetPlan, thread: Rc<NetThread>, starter: Option<Starter>) -> anyhow::Result<Self> {
+    async fn raise(
+        plan: NetPlan,
+        thread: Rc<NetThread>,
+        ipv6: bool,
+        starter: Option<Starter>,
+        (sender, orders): Orders,
+    ) -> anyhow::Result<Self> {
         let Some(nft) = plan.nft.clone() else {
             bail!("`nft` is not installed; install it with `sudo apt-get install nftables`");
         };
         // Listening begins before the first look, so that no change falls between the two.
         let changes = netlink::Changes::open().context("listen to changes of the host's network")?;
         let changes = readable(changes)?;
-        let policy = Policy::new(plan.mode, host::read()?.nets).limited(plan.rate);
+        let policy = Policy::new(plan.mode, plan.rules.clone(), host::read()?).limited(ipv6, plan.rate);
         let (program, text) = (nft.clone(), policy.render());
         let (udp, tcp) = thread
             .run(move || {
                 nft::apply(&program, &text)?;
                 std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").context("turn forwarding on")?;
+                if ipv6 {
+                    std::fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1")
+                        .context("turn forwarding of IPv6 on")?;
+                }
                 resolver::bind().context("listen as the guest's resolver")
             })
             .await??;
-        let policy = Rc::new(RefCell::new(policy));
-        resolver::serve(udp, tcp, policy.clone())?;
-        Ok(Self { plan, thread, nft, policy, changes, starter, open: false })
+        let (policy, record) = (Rc::new(RefCell::new(policy)), Rc::new(RefCell::new(Record::default())));
+        let part = Part { policy: policy.clone(), record: record.clone(), orders: sender };
+        resolver::serve(udp, tcp, part)?;
+        Ok(Self { plan, thread, nft, ipv6, policy, record, orders, changes, starter, open: false })
     }
 
     /// Starts pasta, unless it runs, and returns when the way out is there.
@@ -258,14 +326,15 @@ impl Raised {
             (None, None) => bail!("`pasta` is not installed; install it with `sudo apt-get install passt`"),
             (None, Some(_)) => bail!("this `pasta` is too old; install a newer `passt`"),
         };
-        if !host::read()?.has_default_route {
+        let host = host::read()?;
+        if !host.has_ipv4 && !(host.has_ipv6 && self.ipv6) {
             bail!("the host has no default route");
         }
         let inner = self.thread.run(netlink::Changes::open).await?.context("listen to the vm's namespace")?;
         let inner = readable(inner)?;
-        starter.start().await?;
+        starter.start(!self.ipv6).await?;
         loop {
-            if self.thread.run(has_way_out).await? {
+            if self.thread.run(move || has_way_out(host.has_ipv4)).await? {
                 self.open = true;
                 return Ok(());
             }
@@ -292,6 +361,12 @@ impl Raised {
         loop {
             let status = tokio::select! {
                 status = ended(self.starter.as_mut().filter(|_| self.open)) => Some(status?),
+                order = self.orders.recv() => {
+                    if let Some(order) = order {
+                        self.obey(order).await;
+                    }
+                    continue;
+                }
                 ready = self.changes.readable() => {
                     let mut ready = ready?;
                     tokio::time::sleep(SETTLE).await;
@@ -306,16 +381,75 @@ impl Raised {
                 continue;
             }
             let host = host::read()?;
-            let policy = Policy::new(self.plan.mode, host.nets).limited(self.plan.rate);
+            let has_default_route = host.has_default_route();
+            let policy = self.policy.borrow().on(host);
             if policy != *self.policy.borrow() {
-                let (program, text) = (self.nft.clone(), policy.render_host());
-                self.thread.run(move || nft::apply(&program, &text)).await??;
-                *self.policy.borrow_mut() = policy;
+                self.put_in_force(policy).await?;
             }
-            if !self.open && host.has_default_route {
+            if !self.open && has_default_route {
                 return Ok(());
             }
         }
+    }
+}
+
+impl Raised {
+    async fn apply(&self, text: String) -> anyhow::Result<()> {
+        let program = self.nft.clone();
+        self.thread.run(move || nft::apply(&program, &text)).await?
+    }
+
+    async fn put_in_force(&self, policy: Policy) -> anyhow::Result<()> {
+        let pins = self.record.borrow().pins();
+        self.apply(policy.render_change(&pins)).await?;
+        *self.policy.borrow_mut() = policy;
+        Ok(())
+    }
+
+    /// Whoever gave the order may have left.
+    async fn obey(&self, order: Order) {
+        match order {
+            Order::Open { name, found, done } => {
+                let opened = self.open(&name, &found).await;
+                if !opened {
+                    self.record.borrow_mut().unpin(&name);
+                }
+                let _ = done.send(opened);
+            }
+            Order::SetRules { rules, done } => {
+                let policy = self.policy.borrow().with(rules);
+                let set = self.put_in_force(policy).await;
+                let _ = done.send(set.map_err(|error| format!("{error:#}")));
+            }
+            Order::Report { done } => {
+                let program = self.nft.clone();
+                let table = self.thread.run(move || nft::read(&program)).await;
+                let table = table.and_then(|table| table).unwrap_or_default();
+                let (record, policy) = (self.record.borrow(), self.policy.borrow());
+                let open = record.open(|name| policy.opens_by_name() && policy.allows_name(name));
+                let _ = done.send(NetReport { open, denials: record.denials(&table, unix_s()) });
+            }
+        }
+    }
+
+    /// Whether the addresses that a name led to are open now.
+    async fn open(&self, name: &str, found: &[Found]) -> bool {
+        // Between question and answer the rules may have changed.
+        if !self.policy.borrow().allows_name(name) {
+            return false;
+        }
+        let mut is_news = false;
+        for found in found {
+            match self.record.borrow_mut().pin(name, found.address, found.ttl) {
+                Some(news) => is_news |= news,
+                None => return false,
+            }
+        }
+        if !is_news {
+            return true;
+        }
+        let text = self.policy.borrow().render_pins(&self.record.borrow().pins());
+        self.apply(text).await.is_ok()
     }
 }
 
@@ -326,7 +460,10 @@ async fn ended(starter: Option<&mut Starter>) -> anyhow::Result<std::process::Ex
     }
 }
 
-/// Whether pasta has configured its interface: its route is the last thing it makes.
-fn has_way_out() -> bool {
-    netlink::routes().is_ok_and(|routes| routes.iter().any(|route| route.to.prefix_len == 0))
+/// Whether pasta has configured its interface: its routes are the last things it makes, that of IPv6 after the other.
+fn has_way_out(has_ipv4: bool) -> bool {
+    let leads_out = |route: &netlink::Route| {
+        route.to.prefix_len == 0 && route.kind == RouteKind::Unicast && route.to.address.is_ipv4() == has_ipv4
+    };
+    netlink::routes().is_ok_and(|routes| routes.iter().any(leads_out))
 }

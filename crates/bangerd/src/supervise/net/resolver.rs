@@ -2,9 +2,15 @@
 //!
 //! It listens in the vm's network namespace and asks from the host's, so the guest's names are the host's without a way
 //! from the guest to whatever resolver the host has. Each query goes out of a socket of its own, connected (the kernel
-//! then drops what others send), under a random number. Where the policy denies an address, so does the resolver.
+//! then drops what others send), under a random number. Where the policy denies a name or an address, so does the
+//! resolver, and writes it down. Where the policy opens addresses by name, they are open before the guest hears of them.
+//!
+//! Messages are not written anew: what passes is passed on as it came, under the guest's number. So little of DNS has to be
+//! understood ([`dns`]) that a library for all of it would be more code to trust, not less.
 
-use super::dns::{self, Parsed, Query, Rcode};
+use super::Order;
+use super::dns::{self, Found, Parsed, Query, Rcode};
+use super::record::Record;
 use crate::net::GATEWAY;
 use crate::net::policy::Policy;
 use std::cell::RefCell;
@@ -15,7 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 
 /// Queries of one vm that wait for an answer; what comes on top is dropped, and asked again by the guest.
@@ -41,8 +47,17 @@ enum Transport {
     Tcp,
 }
 
+/// What the resolver has in common with the rest of the network.
+#[derive(Clone)]
+pub(super) struct Part {
+    pub(super) policy: Rc<RefCell<Policy>>,
+    pub(super) record: Rc<RefCell<Record>>,
+    /// Where addresses are opened.
+    pub(super) orders: mpsc::Sender<Order>,
+}
+
 struct Resolver {
-    policy: Rc<RefCell<Policy>>,
+    part: Part,
     servers: Box<dyn Fn() -> Vec<SocketAddr>>,
 }
 
@@ -60,13 +75,9 @@ fn bind_at(address: SocketAddr) -> io::Result<(std::net::UdpSocket, std::net::Tc
 }
 
 /// Serves the guest until the supervisor ends.
-pub(crate) fn serve(
-    udp: std::net::UdpSocket,
-    tcp: std::net::TcpListener,
-    policy: Rc<RefCell<Policy>>,
-) -> io::Result<()> {
+pub(super) fn serve(udp: std::net::UdpSocket, tcp: std::net::TcpListener, part: Part) -> io::Result<()> {
     let servers = || parse_resolv_conf(&std::fs::read_to_string(RESOLV_CONF).unwrap_or_default());
-    serve_with(udp, tcp, Resolver { policy, servers: Box::new(servers) })
+    serve_with(udp, tcp, Resolver { part, servers: Box::new(servers) })
 }
 
 fn serve_with(udp: std::net::UdpSocket, tcp: std::net::TcpListener, resolver: Resolver) -> io::Result<()> {
@@ -150,8 +161,13 @@ impl Resolver {
             Parsed::Refuse(answer) => return Some(answer),
             Parsed::Ignore => return None,
         };
+        let name = query.name();
+        if !self.part.policy.borrow().allows_name(&name) {
+            self.part.record.borrow_mut().deny(&name, None);
+            return Some(query.fail(Rcode::NoSuchName));
+        }
         // Asking for the names of the LAN's addresses is looking around in it.
-        if query.reverse().is_some_and(|address| self.policy.borrow().withholds(address)) {
+        if query.reverse().is_some_and(|address| self.part.policy.borrow().withholds(address)) {
             return Some(query.fail(Rcode::NoSuchName));
         }
         let mut failed = None;
@@ -163,30 +179,34 @@ impl Resolver {
                 failed = Some(answer);
                 continue;
             }
-            return Some(self.checked(&query, answer));
+            return Some(self.checked(&query, &name, answer).await);
         }
         Some(failed.unwrap_or_else(|| query.fail(Rcode::ServerFailure)))
     }
 
     /// An answer the guest may have.
-    fn checked(&self, query: &Query, answer: Vec<u8>) -> Vec<u8> {
-        let policy = self.policy.borrow();
-        let withheld = |address: &IpAddr| match address {
-            IpAddr::V4(address) => policy.withholds(*address),
-            IpAddr::V6(address) => policy.withholds(Ipv4Addr::LOCALHOST) && !is_global(*address),
+    async fn checked(&self, query: &Query, name: &str, answer: Vec<u8>) -> Vec<u8> {
+        let Some(found) = dns::addresses(&answer) else { return query.fail(Rcode::ServerFailure) };
+        let withheld = {
+            let policy = self.part.policy.borrow();
+            found.iter().find(|found| policy.withholds(found.address)).copied()
         };
-        match dns::addresses(&answer) {
-            None => query.fail(Rcode::ServerFailure),
-            Some(addresses) if addresses.iter().any(withheld) => query.fail(Rcode::NoSuchName),
-            Some(_) => answer,
+        if let Some(found) = withheld {
+            self.part.record.borrow_mut().deny(name, Some(found.address));
+            return query.fail(Rcode::NoSuchName);
+        }
+        let found: Vec<Found> = found.into_iter().filter(|found| found.is_answer).collect();
+        self.part.record.borrow_mut().note(name, found.iter().map(|found| found.address));
+        if found.is_empty() || !self.part.policy.borrow().opens_by_name() {
+            return answer;
+        }
+        let (done, opened) = oneshot::channel();
+        let order = Order::Open { name: name.to_owned(), found, done };
+        match self.part.orders.send(order).await {
+            Ok(()) if opened.await.unwrap_or(false) => answer,
+            _ => query.fail(Rcode::ServerFailure),
         }
     }
-}
-
-/// All that is handed out for the public internet is in 2000::/3; loopback, private, link-local, multicast and mapped
-/// IPv4 addresses are outside.
-fn is_global(address: Ipv6Addr) -> bool {
-    address.octets()[0] & 0xe0 == 0x20
 }
 
 /// Puts a query to one server and returns its answer.

@@ -3,9 +3,10 @@
 //! `pasta` shuts itself in with mounts and namespaces of its own, which nothing the supervisor starts can make once the
 //! supervisor is confined: what Landlock denies it denies to all descendants. So the vm's first process splits off this
 //! one while it is still alone and has all its rights. What is started is decided before the split, and all that is
-//! understood afterwards is two bytes: whoever takes over the supervisor can start the same `pasta` again, or end it.
+//! understood afterwards is three bytes: whoever takes over the supervisor can start the same `pasta` again, with IPv6 or
+//! without, or end it.
 
-use crate::net::pasta::PastaPlan;
+use crate::net::pasta::{ONLY_IPV4, PastaPlan};
 use anyhow::{Context as _, bail};
 use banger_sys::namespace::{self, Capability};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -18,6 +19,7 @@ use std::process::{Command, ExitStatus, Stdio};
 use tokio::net::UnixStream;
 
 const START: u8 = b's';
+const START_IPV4: u8 = b'4';
 const END: u8 = b'e';
 
 /// The supervisor's end.
@@ -57,13 +59,14 @@ pub(crate) fn split(pasta: Option<&PastaPlan>) -> anyhow::Result<Split> {
     }
     drop(own);
     // Over when the supervisor is gone; the kernel ends this process as well then.
-    let _ = serve(other, || pasta_command(program, args));
+    let _ = serve(other, |only_ipv4| pasta_command(program, args, only_ipv4));
     Ok(Split::Other)
 }
 
-fn pasta_command(program: &Path, args: &[String]) -> Command {
+fn pasta_command(program: &Path, args: &[String], only_ipv4: bool) -> Command {
     let mut command = banger_sys::child::command(program.as_os_str());
-    command.args(args).env_clear().env("PATH", "/usr/bin:/bin");
+    let more = if only_ipv4 { ONLY_IPV4.as_slice() } else { &[] };
+    command.args(args).args(more).env_clear().env("PATH", "/usr/bin:/bin");
     command.stdin(Stdio::null()).stdout(Stdio::null());
     let rights = [Capability::NetAdmin, Capability::SysAdmin, Capability::NetBindService];
     namespace::helper(&mut command, &rights);
@@ -71,12 +74,14 @@ fn pasta_command(program: &Path, args: &[String]) -> Command {
 }
 
 /// Starts and ends the program as the other end says. Answers with whether it started, and later how it ended.
-fn serve(mut socket: BlockingStream, command: impl Fn() -> Command) -> io::Result<()> {
+fn serve(mut socket: BlockingStream, command: impl Fn(bool) -> Command) -> io::Result<()> {
     loop {
-        if read_byte(&mut socket)? != START {
-            continue;
-        }
-        let mut child = match command().spawn() {
+        let only_ipv4 = match read_byte(&mut socket)? {
+            START => false,
+            START_IPV4 => true,
+            _ => continue,
+        };
+        let mut child = match command(only_ipv4).spawn() {
             Ok(child) => child,
             Err(error) => {
                 let errno = error.raw_os_error().unwrap_or(libc::EIO);
@@ -115,13 +120,13 @@ impl Starter {
     }
 
     /// Starts the program, after an earlier one has ended. May be given up at any point.
-    pub(crate) async fn start(&mut self) -> anyhow::Result<()> {
+    pub(crate) async fn start(&mut self, only_ipv4: bool) -> anyhow::Result<()> {
         self.end();
         while self.state != State::Idle {
             self.word().await?;
         }
         self.socket.writable().await?;
-        self.socket.try_write(&[START]).context("ask for `pasta`")?;
+        self.socket.try_write(&[if only_ipv4 { START_IPV4 } else { START }]).context("ask for `pasta`")?;
         self.state = State::Starting;
         let errno = self.word().await?;
         if errno != 0 {
@@ -169,7 +174,7 @@ mod tests {
     fn starter(program: &'static str, args: &'static [&'static str]) -> Starter {
         let (own, other) = BlockingStream::pair().unwrap();
         std::thread::spawn(move || {
-            serve(other, || {
+            serve(other, |_| {
                 let mut command = banger_sys::child::command(program.as_ref());
                 command.args(args);
                 command
@@ -182,13 +187,13 @@ mod tests {
     async fn a_program_is_started_again_and_ended() {
         let mut ends = starter("sh", &["-c", "exit 7"]);
         for _ in 0..2 {
-            ends.start().await.unwrap();
+            ends.start(true).await.unwrap();
             assert_eq!(ends.ended().await.unwrap().code(), Some(7));
         }
         let mut stays = starter("sleep", &["600"]);
         for _ in 0..2 {
             // The second time in place of the first.
-            stays.start().await.unwrap();
+            stays.start(false).await.unwrap();
         }
         stays.end();
         assert_eq!(stays.ended().await.unwrap().signal(), Some(9));
@@ -198,7 +203,7 @@ mod tests {
     async fn a_program_that_is_not_there_is_an_error() {
         let mut starter = starter("/nonexistent/pasta", &[]);
         for _ in 0..2 {
-            let error = format!("{:#}", starter.start().await.unwrap_err());
+            let error = format!("{:#}", starter.start(false).await.unwrap_err());
             assert!(error.starts_with("start `pasta`: No such file"), "{error}");
             assert_eq!(starter.state, State::Idle);
         }

@@ -1,14 +1,19 @@
+use super::super::Order;
 use super::super::dns::{
     self,
     tests::{answer, query},
 };
-use super::{Resolver, bind_at, parse_resolv_conf, read_message, serve_with, write_message};
+use super::super::record::Record;
+use super::{Part, Resolver, bind_at, parse_resolv_conf, read_message, serve_with, write_message};
+use crate::net::host::Host;
 use crate::net::policy::Policy;
 use banger_wire::daemon::NetMode;
+use banger_wire::net::NetRules;
 use std::cell::RefCell;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::rc::Rc;
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::sync::mpsc;
 
 const PUBLIC: Ipv4Addr = Ipv4Addr::new(93, 184, 216, 34);
 const LAN: Ipv4Addr = Ipv4Addr::new(192, 168, 1, 1);
@@ -21,18 +26,82 @@ fn run(test: impl Future<Output = ()>) {
 
 /// Starts a resolver that asks these servers, and returns its address.
 fn start(mode: NetMode, servers: Vec<SocketAddr>) -> SocketAddr {
-    let (udp, tcp) = bind_at(ANY).unwrap();
+    start_with(Policy::new(mode, NetRules::default(), Host::default()), servers, true).0
+}
+
+/// The same with a policy. What is to be opened is written down, and is open when `opens`.
+fn start_with(
+    policy: Policy,
+    servers: Vec<SocketAddr>,
+    opens: bool,
+) -> (SocketAddr, Part, Rc<RefCell<Vec<String>>>) {
+    // A port that is free for UDP may be taken for TCP.
+    let (udp, tcp) = (0..20).find_map(|_| bind_at(ANY).ok()).unwrap();
     let address = udp.local_addr().unwrap();
-    let policy = Rc::new(RefCell::new(Policy::new(mode, Vec::new())));
-    serve_with(udp, tcp, Resolver { policy, servers: Box::new(move || servers.clone()) }).unwrap();
-    address
+    let (orders, mut queue) = mpsc::channel(1);
+    let part = Part {
+        policy: Rc::new(RefCell::new(policy)),
+        record: Rc::new(RefCell::new(Record::default())),
+        orders,
+    };
+    let opened = Rc::new(RefCell::new(Vec::new()));
+    let written = opened.clone();
+    tokio::task::spawn_local(async move {
+        while let Some(order) = queue.recv().await {
+            let Order::Open { name, found, done } = order else { continue };
+            written
+                .borrow_mut()
+                .extend(found.iter().map(|found| format!("{name} {} {}", found.address, found.ttl)));
+            let _ = done.send(opens);
+        }
+    });
+    serve_with(udp, tcp, Resolver { part: part.clone(), servers: Box::new(move || servers.clone()) })
+        .unwrap();
+    (address, part, opened)
+}
+
+fn allowing(name: &str) -> Policy {
+    let rules = NetRules { allow: vec![name.parse().unwrap()], deny: Vec::new() };
+    Policy::new(NetMode::Allow, rules, Host::default())
+}
+
+#[test]
+fn only_allowed_names_are_answered_and_open_before_that() {
+    run(async {
+        let server = upstream(&[PUBLIC]).await;
+        let (resolver, part, opened) = start_with(allowing("a.example:443"), vec![server], true);
+        let bytes = query("A.example", 5);
+        assert_eq!(ask_udp(resolver, &bytes).await, answer(&bytes, &[PUBLIC]));
+        assert_eq!(*opened.borrow(), ["a.example 93.184.216.34 60"]);
+        for name in ["b.example", "x.a.example", "34.216.184.93.in-addr.arpa"] {
+            assert_eq!(dns::rcode(&ask_tcp(resolver, &query(name, 6)).await), 3, "{name}");
+        }
+        let denials = part.record.borrow().denials(&[], 0);
+        let names: Vec<_> = denials.iter().map(|denial| denial.name.as_deref().unwrap()).collect();
+        assert_eq!(names, ["34.216.184.93.in-addr.arpa", "x.a.example", "b.example"]);
+        assert_eq!(opened.borrow().len(), 1);
+        let (resolver, _, _) = start_with(allowing("a.example"), vec![server], false);
+        assert_eq!(dns::rcode(&ask_udp(resolver, &bytes).await), 2, "not open, so not told");
+    });
+}
+
+#[test]
+fn an_allowed_name_that_leads_inside_does_not_exist() {
+    run(async {
+        let server = upstream(&[PUBLIC, LAN]).await;
+        let (resolver, part, opened) = start_with(allowing("a.example"), vec![server], true);
+        assert_eq!(dns::rcode(&ask_udp(resolver, &query("a.example", 5)).await), 3);
+        assert!(opened.borrow().is_empty());
+        let denials = part.record.borrow().denials(&[], 0);
+        assert_eq!((denials[0].name.as_deref(), denials[0].address), (Some("a.example"), Some(LAN.into())));
+    });
 }
 
 /// A server that answers every query with `addresses`, by way of UDP and TCP, after some forgeries.
 async fn upstream(addresses: &'static [Ipv4Addr]) -> SocketAddr {
-    let socket = UdpSocket::bind(ANY).await.unwrap();
+    let (udp, tcp) = (0..20).find_map(|_| bind_at(ANY).ok()).unwrap();
+    let (socket, listener) = (UdpSocket::from_std(udp).unwrap(), TcpListener::from_std(tcp).unwrap());
     let address = socket.local_addr().unwrap();
-    let listener = TcpListener::bind(address).await.unwrap();
     tokio::task::spawn_local(async move {
         let mut buffer = [0; 1000];
         loop {

@@ -5,6 +5,7 @@
 mod bench;
 mod ci;
 mod crowd;
+mod forward;
 mod programs;
 mod pull;
 
@@ -19,10 +20,12 @@ fn main() -> anyhow::Result<()> {
         ["bench", "boots", count] => bench::boots(count.parse()?),
         ["bench", "crowd"] => crowd::run(programs::Profile::Release, 50),
         ["bench", "crowd", "dev"] => crowd::run(programs::Profile::Dev, 50),
+        ["bench", "forward"] => forward::run(programs::Profile::Release),
+        ["bench", "forward", "dev"] => forward::run(programs::Profile::Dev),
         ["bench", "pull"] => pull::run(programs::Profile::Release),
         ["bench", "pull", "dev"] => pull::run(programs::Profile::Dev),
         _ => bail!(
-            "usage: cargo xtask ci | bench run | bench boots [COUNT] | bench crowd [dev] | bench pull [dev]"
+            "usage: cargo xtask ci | bench run | bench boots [COUNT] | bench crowd [dev] | bench forward [dev] | bench pull [dev]"
         ),
     }
 }

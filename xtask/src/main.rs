@@ -5,6 +5,7 @@
 mod bench;
 mod ci;
 mod crowd;
+mod forward;
 mod programs;
 mod pull;
 mod workspace;
@@ -20,13 +21,15 @@ fn main() -> anyhow::Result<()> {
         ["bench", "boots", count] => bench::boots(count.parse()?),
         ["bench", "crowd"] => crowd::run(programs::Profile::Release, 50),
         ["bench", "crowd", "dev"] => crowd::run(programs::Profile::Dev, 50),
+        ["bench", "forward"] => forward::run(programs::Profile::Release),
+        ["bench", "forward", "dev"] => forward::run(programs::Profile::Dev),
         ["bench", "pull"] => pull::run(programs::Profile::Release),
         ["bench", "pull", "dev"] => pull::run(programs::Profile::Dev),
         ["bench", "workspace"] => workspace::run(programs::Profile::Release),
         ["bench", "workspace", "dev"] => workspace::run(programs::Profile::Dev),
         _ => bail!(
-            "usage: cargo xtask ci | bench run | bench boots [COUNT] | bench crowd [dev] | bench pull [dev] | \
-             bench workspace [dev]"
+            "usage: cargo xtask ci | bench run | bench boots [COUNT] | bench crowd [dev] | bench forward [dev] | \
+             bench pull [dev] | bench workspace [dev]"
         ),
     }
 }

@@ -169,8 +169,8 @@ fn take(reader: &mut ItemReader<impl Read>, chunk: &mut [u8], left: u64) -> Resu
 /// A directory under way.
 struct Entered {
     path: ByteString,
-    /// Itself, if it is this copy's: it gets mode and time at the end.
-    created: Option<OwnedFd>,
+    /// It is this copy's: it gets mode and time at the end.
+    is_new: bool,
 }
 
 struct Receiver {
@@ -216,13 +216,20 @@ impl Receiver {
         };
         let (parent, name) = (&path.0[..at], &path.0[at + 1..]);
         let is_open = self.dirs.last().is_some_and(|last| last.path.0 == parent);
-        let (Some(top), true) = (&self.top, is_open) else { return Err(out_of_order()) };
-        let below = parent.get(TOP.len() + 1..).filter(|below| !below.is_empty()).unwrap_or(b".");
+        if !is_open {
+            return Err(out_of_order());
+        }
+        Ok((self.enter(parent, OFlags::PATH)?, OsString::from_vec(name.to_vec())))
+    }
+
+    /// Opens a directory that has arrived. None stays open but the top: a tree may be deeper than descriptors go.
+    fn enter(&self, path: &[u8], flags: OFlags) -> Result<OwnedFd> {
+        let top = self.top.as_ref().ok_or_else(out_of_order)?;
+        let below = path.get(TOP.len() + 1..).filter(|below| !below.is_empty()).unwrap_or(b".");
         let beneath = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let dir = rustix::fs::openat2(top, OsStr::from_bytes(below), flags, Mode::empty(), beneath)
-            .map_err(|error| about(&self.shown(&ByteString(parent.to_vec())), error))?;
-        Ok((dir, OsString::from_vec(name.to_vec())))
+        let flags = flags | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        rustix::fs::openat2(top, OsStr::from_bytes(below), flags, Mode::empty(), beneath)
+            .map_err(|error| about(&self.shown(&ByteString(path.to_vec())), error))
     }
 
     fn directory(&mut self, path: &ByteString) -> Result<()> {
@@ -230,7 +237,7 @@ impl Receiver {
         if let (true, false, Place::Itself(dir)) = (is_top, self.begun, &self.target.place) {
             self.top = Some(dir.try_clone()?);
             self.begun = true;
-            self.dirs.push(Entered { path: path.clone(), created: None });
+            self.dirs.push(Entered { path: path.clone(), is_new: false });
             return Ok(());
         }
         let (parent, name) = self.place(path)?;
@@ -254,7 +261,7 @@ impl Receiver {
         if is_top {
             self.top = Some(dir.try_clone()?);
         }
-        self.dirs.push(Entered { path: path.clone(), created: is_new.then_some(dir) });
+        self.dirs.push(Entered { path: path.clone(), is_new });
         Ok(())
     }
 
@@ -316,7 +323,8 @@ impl Receiver {
                 new.publish().map_err(|error| about(&shown, error))
             }
             (None, Some(last)) if last.path == *path => {
-                if let Some(dir) = self.dirs.pop().and_then(|last| last.created) {
+                if self.dirs.pop().is_some_and(|last| last.is_new) {
+                    let dir = self.enter(&path.0, OFlags::RDONLY)?;
                     rustix::fs::fchmod(&dir, mode).map_err(|error| about(&shown, error))?;
                     rustix::fs::futimens(&dir, &times(modified)).map_err(|error| about(&shown, error))?;
                 }

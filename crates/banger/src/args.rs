@@ -2,6 +2,7 @@
 
 mod config;
 mod copy;
+mod dns;
 mod image;
 mod net;
 mod ports;
@@ -20,6 +21,7 @@ use std::time::Duration;
 
 pub(crate) use config::{CacheCommand, CachePruneArgs, ConfigCommand};
 pub(crate) use copy::CopyArgs;
+pub(crate) use dns::{DnsCommand, DnsSetupArgs, ResolverArg};
 pub(crate) use image::{ImageCacheCommand, ImageCommand, KernelCommand};
 pub(crate) use net::{NetArg, NetChangeArgs, NetCommand, parse_mode};
 pub(crate) use ports::PortsArgs;
@@ -86,6 +88,9 @@ pub(crate) enum Command {
     /// The owner's settings.
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Names of vms on this machine.
+    #[command(subcommand)]
+    Dns(DnsCommand),
     /// Check this machine; the last check boots a vm.
     Doctor(DoctorArgs),
     /// Fetch what is missing, and say what must be installed by hand.

@@ -11,6 +11,7 @@ mod console;
 mod context;
 mod cp;
 mod daemon;
+mod dns;
 mod doctor;
 mod env;
 mod export;
@@ -41,7 +42,7 @@ mod upload;
 mod vm;
 mod workspace;
 
-use args::{Cli, Command, DaemonCommand};
+use args::{Cli, Command, DaemonCommand, DnsCommand};
 use clap::Parser as _;
 use client::Client;
 use context::Context;
@@ -118,6 +119,7 @@ async fn dispatch(context: &mut Context, command: Command) -> Ended {
         Command::Kernel(command) => kernel::dispatch(context, command).await,
         Command::Cache(command) => config::caches(context, command).await,
         Command::Config(command) => config::dispatch(context, command).await,
+        Command::Dns(DnsCommand::Setup(args)) => dns::setup(context, &args),
         Command::Doctor(args) => doctor::doctor(context, args).await,
         Command::Setup(args) => setup::setup(context, args).await,
         Command::Daemon(command) => daemon::dispatch(context, command).await,

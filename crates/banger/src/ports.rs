@@ -242,14 +242,14 @@ mod tests {
         let mut found = combine(&serde_json::from_value(vm).unwrap(), serde_json::from_value(known).unwrap());
         found.ports[1].url = Some("http://127.77.1.2:8080".to_owned());
         insta::assert_snapshot!(table(&[found]), @r"
-        NAME  PROTO  PORT  LISTENS AT  PROCESS        HERE
-        web   tcp    22    0.0.0.0     sshd           127.77.1.2:20022
-        web   tcp    80    ::          \x1b[2Jnginx   http://127.77.1.2:8080
-        web   tcp    80    ::          \x1b[2Jnginx   0.0.0.0:8000
-        web   tcp    443   ::          -              https://127.77.1.2:8443
-        web   udp    68    10.231.7.2  dhclient       -
-        web   tcp    3000  127.0.0.1   node           127.77.1.2:3000 is taken by another program on the host
-        web   tcp    9000  -           -              127.0.0.1:9000
+        NAME  PROTO  PORT  LISTENS AT  PROCESS       HERE
+        web   tcp    22    0.0.0.0     sshd          127.77.1.2:20022
+        web   tcp    80    ::          \x1b[2Jnginx  http://127.77.1.2:8080
+        web   tcp    80    ::          \x1b[2Jnginx  0.0.0.0:8000
+        web   tcp    443   ::          -             https://127.77.1.2:8443
+        web   udp    68    10.231.7.2  dhclient      -
+        web   tcp    3000  127.0.0.1   node          127.77.1.2:3000 is taken by another program on the host
+        web   tcp    9000  -           -             127.0.0.1:9000
         ");
     }
 }

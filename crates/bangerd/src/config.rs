@@ -50,6 +50,8 @@ pub(crate) struct Config {
     pub(crate) default_image: Option<String>,
     /// Whether emulated vms go on from a saved machine instead of booting; they do by default.
     pub(crate) restore: Option<bool>,
+    /// Where names of vms are answered: an address and port of the loopback, or `off`.
+    pub(crate) dns_listen: Option<String>,
     /// What each drive of a vm may read and write in a second, such as `100M`.
     #[serde(default, deserialize_with = "size")]
     pub(crate) disk_rate: Option<Mebibytes>,

@@ -12,6 +12,7 @@ use crate::doctor::leftovers;
 use crate::files::copy_sparse;
 use crate::kvm;
 use crate::load::SPOOL_PREFIX;
+use crate::names;
 use crate::paths::Paths;
 use crate::plan::{CONSOLE_FILE, DISK_FILE, SOCKET_FILE};
 use crate::programs::{self, Vmm};
@@ -72,6 +73,8 @@ pub(crate) struct Daemon {
     /// One start of a vm with caches, or deletion of caches, at a time.
     pub(crate) caching: tokio::sync::Mutex<()>,
     pub(crate) kvm: Arc<kvm::Known>,
+    /// How far the name server is.
+    pub(crate) names: Mutex<names::State>,
     tsc: Option<tsc::Reading>,
 }
 
@@ -162,6 +165,7 @@ impl Daemon {
             busy: Mutex::default(),
             templates: tokio::sync::Mutex::default(),
             caching: tokio::sync::Mutex::default(),
+            names: Mutex::default(),
             tsc: tsc::Reading::now(),
         }))
     }

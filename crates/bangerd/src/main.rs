@@ -13,6 +13,7 @@ mod initramfs;
 mod kvm;
 mod lifecycle;
 mod load;
+mod names;
 mod net;
 mod outbound;
 mod paths;
@@ -67,6 +68,11 @@ fn logged(serve: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {
     let level = || config::Config::load().ok()?.log_level;
     let filter = tracing_subscriber::EnvFilter::try_from_env("BANGER_LOG")
         .unwrap_or_else(|_| level().unwrap_or_else(|| "info".to_owned()).into());
+    // What any user of this machine can send the name server must not fill the log.
+    let filter = match "hickory_proto=off".parse() {
+        Ok(quiet) => filter.add_directive(quiet),
+        Err(_) => filter,
+    };
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
     serve()
 }

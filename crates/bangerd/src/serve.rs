@@ -9,7 +9,7 @@ use crate::plan::CONSOLE_FILE;
 use crate::pull::Wanted;
 use crate::set::Change;
 use crate::store::VmRow;
-use crate::{cache, doctor, setup, vmsock};
+use crate::{cache, doctor, names, setup, vmsock};
 use anyhow::Context as _;
 use banger_image::debian::image;
 use banger_image::oci::Platform;
@@ -80,6 +80,7 @@ fn serve(ready: &mut Option<File>) -> anyhow::Result<()> {
         daemon.reconcile().await?;
         tell(ready, "ready\n")?;
         drop(ready.take());
+        drop(tokio::spawn(names::serve(daemon.clone())));
         tracing::info!("serving, build {BUILD}");
         loop {
             tokio::select! {

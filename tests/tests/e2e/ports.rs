@@ -1,6 +1,6 @@
 //! Ports of guests on the host: they open and close by themselves, for their owner only.
 
-use crate::support::{IMAGE, Owner, is_root, show, skip, wait_for};
+use crate::support::{IMAGE, Owner, has, is_root, show, skip, wait_for};
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::process::{Command, Output};
@@ -224,5 +224,105 @@ fn ten_thousand_connections_lose_nothing() {
     threads.into_iter().for_each(|thread| thread.join().unwrap());
     println!("10000 connections in {:.1} s", began.elapsed().as_secs_f64());
     owner.ok(["vm", "delete", "-f", "echo"]);
+    owner.assert_nothing_left();
+}
+
+/// What `dig` says: the status, the flags, and the answers.
+fn dig(args: &[&str]) -> String {
+    let output = Command::new("dig")
+        .args(["+tries=1", "+time=5", "+noall", "+comments", "+answer"])
+        .args(args)
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let status = text.split("status: ").nth(1).and_then(|rest| rest.split(',').next()).unwrap_or("none");
+    let flags = text.split("flags: ").nth(1).and_then(|rest| rest.split(';').next()).unwrap_or_default();
+    let answers: Vec<&str> = text
+        .lines()
+        .filter(|line| !line.is_empty() && !line.starts_with(';'))
+        .filter_map(|line| line.split_whitespace().last())
+        .collect();
+    format!("{status} {} {}", if flags.contains("aa") { "aa" } else { "-" }, answers.join(" "))
+}
+
+#[test]
+fn names_of_vms_resolve_while_they_run() {
+    if !has("dig") {
+        return skip("names_of_vms_resolve_while_they_run: `dig` is not installed");
+    }
+    let owner = Owner::with_store();
+    // Another owner on this machine may have the usual port.
+    let port = 42_100 + std::process::id() % 1000;
+    let at = format!("127.0.0.1:{port}");
+    let config = owner.home().join(".config/banger");
+    owner.program("mkdir").args(["-p"]).arg(&config).status().unwrap();
+    std::fs::write(config.join("config.toml"), format!("dns_listen = '{at}'\n")).unwrap();
+    owner.ok(["vm", "create", "--name", "web", "--image", IMAGE, "--net", "none"]);
+    let address = owner.json(&["vm", "show", "--json", "web"])["address"].as_str().unwrap().to_owned();
+    let server = ["@127.0.0.1", "-p", &port.to_string()].map(str::to_owned);
+    let ask = |args: &[&str]| {
+        dig(&server.iter().map(String::as_str).chain(args.iter().copied()).collect::<Vec<_>>())
+    };
+    for how in [&["web.vm"][..], &["WEB.VM"], &["+tcp", "web.vm"], &["+noedns", "web.vm"]] {
+        assert_eq!(ask(how), format!("NOERROR aa {address}"), "{how:?}");
+    }
+    assert_eq!(ask(&["web.vm", "AAAA"]), "NOERROR aa ");
+    assert_eq!(ask(&["nobody.vm"]), "NXDOMAIN aa ");
+    assert_eq!(ask(&["example.org"]), "REFUSED - ");
+    if has("dnsmasq") {
+        // A resolver with what `dns setup` writes.
+        let recipe = owner.ok(["dns", "setup", "--resolver", "dnsmasq", "--listen", &at]);
+        let line = recipe.lines().find(|line| line.starts_with("server=")).unwrap();
+        let (dir, resolver) = (owner.home().join("dnsmasq.conf"), port + 1000);
+        std::fs::write(
+            &dir,
+            format!("{line}\nno-resolv\nport={resolver}\nlisten-address=127.0.0.1\nbind-interfaces\n"),
+        )
+        .unwrap();
+        let mut dnsmasq = Command::new("dnsmasq").args(["-k", "-C"]).arg(&dir).spawn().unwrap();
+        wait_for("dnsmasq answers", || {
+            let said = dig(&["@127.0.0.1", "-p", &resolver.to_string(), "web.vm"]);
+            if said.ends_with(&address) { Ok(()) } else { Err(said) }
+        });
+        let said = dig(&["@127.0.0.1", "-p", &resolver.to_string(), "nobody.vm"]);
+        dnsmasq.kill().unwrap();
+        dnsmasq.wait().unwrap();
+        assert!(said.starts_with("NXDOMAIN"), "{said}");
+    } else {
+        skip("names_of_vms_resolve_while_they_run: `dnsmasq` is not installed, so it did not ask");
+    }
+    owner.ok(["vm", "stop", "web"]);
+    assert_eq!(ask(&["web.vm"]), "NOERROR aa ");
+    owner.ok(["vm", "delete", "web"]);
+    assert_eq!(ask(&["web.vm"]), "NXDOMAIN aa ");
+    // Where the port is taken, everything else goes on, and doctor says who has it.
+    owner.ok(["daemon", "stop"]);
+    let taken = std::net::UdpSocket::bind(&at).unwrap();
+    let told = owner.banger(["doctor", "--json"]).output().unwrap();
+    let told = String::from_utf8_lossy(&told.stdout).into_owned();
+    let expected = format!("not answered: can't listen at {at}, which ");
+    assert!(told.contains(&expected), "{told}");
+    drop(taken);
+    owner.assert_nothing_left();
+}
+
+#[test]
+fn ports_of_a_vm_of_root_are_roots() {
+    if !is_root() {
+        return skip("ports_of_a_vm_of_root_are_roots: not root");
+    }
+    let owner = Owner::root();
+    owner.copy_store();
+    owner.ok(["vm", "create", "--name", "rooted", "--image", IMAGE, "--net", "none"]);
+    serve(&owner, "rooted", HTTP, &["127.0.0.1", "3000"]);
+    let at = open(&owner, "rooted", 3000);
+    let got = curl(None, &format!("http://{at}/who"));
+    assert_eq!(got.stdout, b"GET /who HTTP/1.1\r\n", "{}", show(&got));
+    // Nobody else, and not the user either that the vm's own processes run as.
+    for uid in [1_800_000_001, 1_900_000_000] {
+        let got = curl(Some(uid), &format!("http://{at}/who"));
+        assert!(!got.status.success() && got.stdout.is_empty(), "{uid}: {}", show(&got));
+    }
+    owner.ok(["vm", "delete", "-f", "rooted"]);
     owner.assert_nothing_left();
 }

@@ -171,6 +171,7 @@ fn vms_are_listed() {
         let mut hostile = view("web", "running");
         hostile.image = "i\u{1b}]0;owned\u{7}".to_owned();
         hostile.created = now() - 200;
+        hostile.address = Some("127.77.1.2".parse().unwrap());
         hostile.workspace = Some(Workspace {
             source: "/src/\u{1b}[1m".into(),
             path: "/root/repo".into(),
@@ -186,9 +187,9 @@ fn vms_are_listed() {
     assert_snapshot!(bench.run(["ps"]), @r"
     status 0
     --- stdout
-    ID            NAME         STATE    IMAGE              VCPU  MEM      DISK           WORKSPACE     CREATED
-    0123456789ab  web          running  i\x1b]0;owned\x07  1     512 MiB  5.0 MiB/8 GiB  /src/\x1b[1m  3 min ago
-    0123456789ab  fuzzy-otter  stopped  debian-bookworm    1     512 MiB  5.0 MiB/8 GiB  -             4 days ago
+    ID            NAME         STATE    IMAGE              ADDRESS     VCPU  MEM      DISK           WORKSPACE     CREATED
+    0123456789ab  web          running  i\x1b]0;owned\x07  127.77.1.2  1     512 MiB  5.0 MiB/8 GiB  /src/\x1b[1m  3 min ago
+    0123456789ab  fuzzy-otter  stopped  debian-bookworm    -           1     512 MiB  5.0 MiB/8 GiB  -             4 days ago
     ");
     assert_snapshot!(bench.run(["vm", "list", "-q"]), @r"
     status 0

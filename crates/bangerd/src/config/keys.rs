@@ -82,6 +82,9 @@ pub(crate) const CONFIG: &[Key] = &[
     unset("firecracker_bin", Kind::Path),
     unset("qemu_bin", Kind::Path),
     key("restore", Kind::Flag, || json!(true)),
+    key("dns_listen", Kind::Text("an address and port of the loopback, or `off`"), || {
+        json!("127.0.0.1:42069")
+    }),
     unset("disk_rate", Kind::Size),
     unset("net_rate", Kind::Size),
     key("boot_timeout", Kind::Time, || json!(format!("{}s", crate::plan::BOOT_TIMEOUT.as_secs()))),

@@ -6,6 +6,7 @@ use super::apparmor;
 use super::distribution::Need;
 use super::facts::{Device, Facts, Restriction, TUN};
 use crate::kvm::{self, Kvm};
+use crate::names;
 use crate::programs::{is_at_least, numbers};
 use banger_vmm::firecracker;
 use banger_wire::daemon::{Check, Verdict};
@@ -28,7 +29,7 @@ const MEMORY_SPARE: u64 = 512;
 const NAMESPACES_GOOD: u64 = 64;
 
 /// All of them, in the order they are told.
-pub(crate) const ALL: [fn(&Facts) -> Check; 21] = [
+pub(crate) const ALL: [fn(&Facts) -> Check; 22] = [
     machine,
     config,
     kvm,
@@ -47,6 +48,7 @@ pub(crate) const ALL: [fn(&Facts) -> Check; 21] = [
     dns,
     disk,
     logout,
+    names,
     leftovers,
     kernel,
     image,
@@ -405,6 +407,20 @@ fn logout(facts: &Facts) -> Check {
          sudo systemctl kill -s HUP systemd-logind"
     );
     warn("logout", detail, hint)
+}
+
+fn names(facts: &Facts) -> Check {
+    let hint = "set `dns_listen` in the config to another port of 127.0.0.1, or to `off`: banger config path";
+    match &facts.names {
+        names::State::Answers(at) => pass("names of vms", format!("`NAME.vm` is answered at {at}")),
+        names::State::Off => pass("names of vms", "not answered, as the config says (`dns_listen`)"),
+        names::State::Begins => warn("names of vms", "not answered yet", "banger daemon logs"),
+        names::State::Wrong(why) => warn("names of vms", format!("not answered: {why} (`dns_listen`)"), hint),
+        names::State::Taken { at, error, holder } => {
+            let by = holder.as_ref().map(|holder| format!(", which {holder} has")).unwrap_or_default();
+            warn("names of vms", format!("not answered: can't listen at {at}{by}: {error}"), hint)
+        }
+    }
 }
 
 fn leftovers(facts: &Facts) -> Check {

@@ -9,6 +9,7 @@ use crate::cgroup::{self, Base};
 use crate::config::{self, Config};
 use crate::daemon::{DEFAULT_IMAGE, DEFAULT_KERNEL, Daemon, default_memory, ram};
 use crate::kvm::Kvm;
+use crate::names;
 use crate::net::pasta::PastaPlan;
 use crate::net::{self, host, nft};
 use crate::programs::{self, Vmm};
@@ -18,6 +19,7 @@ use rustix::fs::StatVfsMountFlags;
 use rustix::process::{Resource, getrlimit};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::PoisonError;
 
 /// The device taps are made with.
 pub(crate) const TUN: &str = "/dev/net/tun";
@@ -81,6 +83,8 @@ pub(crate) struct Facts {
     /// Whether the system ends a user's processes at logout.
     pub(crate) ends_at_logout: bool,
     pub(crate) leftovers: Result<Vec<PathBuf>, String>,
+    /// Whether names of vms are answered.
+    pub(crate) names: names::State,
 }
 
 /// What keeps ordinary users from making namespaces.
@@ -209,6 +213,7 @@ pub(crate) fn gather(daemon: &Daemon) -> Facts {
         processes: getrlimit(Resource::Nproc).current.unwrap_or(u64::MAX),
         is_systemd: Path::new(SYSTEMD).exists(),
         ends_at_logout: ends_at_logout(),
+        names: daemon.names.lock().unwrap_or_else(PoisonError::into_inner).clone(),
         leftovers: leftovers::find(daemon).map_err(|error| super::reason(&error)),
     }
 }

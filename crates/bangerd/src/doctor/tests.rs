@@ -51,6 +51,7 @@ fn healthy() -> Facts {
         processes: 30_000,
         is_systemd: true,
         ends_at_logout: false,
+        names: crate::names::State::Answers("127.0.0.1:42069".parse().unwrap()),
         leftovers: Ok(Vec::new()),
     }
 }
@@ -76,7 +77,7 @@ type Break = fn(&mut Facts);
 
 #[test]
 fn each_problem_with_the_command_that_mends_it() {
-    let problems: [(&str, Break); 42] = [
+    let problems: [(&str, Break); 43] = [
         ("another processor", |facts| facts.arch = "riscv64".to_owned()),
         ("a config with a mistake", |facts| {
             facts.config = Err("the config `~/config.toml` can't be used: line 1".to_owned());
@@ -172,6 +173,13 @@ fn each_problem_with_the_command_that_mends_it() {
         ("an empty resolv.conf", |facts| facts.resolvers = Ok(Vec::new())),
         ("a read-only disk", |facts| facts.disk.as_mut().unwrap().is_read_only = true),
         ("logout", |facts| facts.ends_at_logout = true),
+        ("the name server's port is taken", |facts| {
+            facts.names = crate::names::State::Taken {
+                at: "127.0.0.1:42069".parse().unwrap(),
+                error: "Address already in use (os error 98)".to_owned(),
+                holder: Some("`dnsmasq` (process 7)".to_owned()),
+            };
+        }),
         ("nothing pulled, and leftovers", |facts| {
             facts.kernels.clear();
             facts.images.clear();

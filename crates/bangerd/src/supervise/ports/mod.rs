@@ -342,3 +342,28 @@ impl Table {
         open.chain(blocked).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use banger_wire::ports::Protocol;
+
+    #[test]
+    fn what_a_guest_reports_is_bounded() {
+        let socket = |port: u16| Listener {
+            protocol: Protocol::Tcp,
+            port,
+            address: Ipv4Addr::LOCALHOST.into(),
+            process: Some("\u{1b}x".repeat(100)),
+            pid: None,
+        };
+        let reported = Listeners { sockets: (0..600).map(socket).collect() };
+        let parsed = parse(&Frame::message(7, &reported).unwrap()).unwrap();
+        assert_eq!(parsed.len(), LISTENERS_MAX - 1, "no more than that, and port 0 is none");
+        assert!(parsed.iter().all(|one| one.process.as_ref().unwrap().chars().count() == PROCESS_LEN_MAX));
+        assert_eq!(parse(&Frame::data(7, 1, b"{}".to_vec())), None);
+        let nonsense =
+            Frame { kind: Kind::Message, ..Frame::data(7, 0, b"{\"sockets\":[{\"port\":70000}]}".to_vec()) };
+        assert_eq!(parse(&nonsense), None);
+    }
+}

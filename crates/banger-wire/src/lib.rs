@@ -18,6 +18,7 @@ pub mod guest;
 pub mod item;
 pub mod names;
 pub mod size;
+pub mod ssh;
 pub mod stats;
 #[cfg(feature = "tokio")]
 pub mod stream;

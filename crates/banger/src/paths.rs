@@ -77,6 +77,12 @@ impl StateDir {
         }
     }
 
+    /// Returns a directory of this name.
+    #[cfg(test)]
+    pub(crate) fn at(path: PathBuf) -> Self {
+        Self { path }
+    }
+
     /// Returns the directory itself.
     pub(crate) fn path(&self) -> &Path {
         &self.path

@@ -15,6 +15,7 @@ mod lifecycle;
 mod nested;
 mod resources;
 mod run;
+mod ssh;
 mod support;
 mod template;
 mod workspace;

@@ -353,7 +353,8 @@ fn a_client_of_ssh_that_speaks_nonsense_harms_nobody() {
         agent.send(&Frame::data(1, STDIN, nonsense.clone()));
         agent.send(&Frame::eof(1, STDIN));
         let ran = agent.finish(|_, _| {});
-        assert!(ran.stdout.starts_with(b"SSH-2.0-banger"), "round {round}");
+        // It may end before it could greet.
+        assert!(ran.stdout.is_empty() || ran.stdout.starts_with(b"SSH-2.0-banger"), "round {round}");
         assert!(matches!(ran.event, Some(SessionEvent::Exited(ExitStatus::Code(0 | 1)))), "{:?}", ran.event);
     }
     // Keys that are none are no end of the agent either.

@@ -1,5 +1,5 @@
 //! The agent's ssh server with OpenSSH's own programs as its clients, on an ordinary machine: no vm needed.
-#![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test")]
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, clippy::print_stdout, reason = "a test")]
 
 use banger_wire::bytes::ByteString;
 use banger_wire::ssh::SshSpec;

@@ -427,3 +427,82 @@ fn confirmation(number: u32, remote: u32) -> Packet {
 fn refusal(remote: u32, reason: u32, why: &str) -> Packet {
     Packet::new(OPEN_FAILURE).number(remote).number(reason).bytes(why).bytes("")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use banger_sys::child::Identity;
+
+    fn connection() -> (Connection, Transport, mpsc::Receiver<Event>) {
+        let (events, told) = mpsc::channel(1);
+        let identity = Identity { uid: 0, gid: 0, groups: Vec::new() };
+        let user = User { name: "root".into(), identity, home: "/".into(), shell: String::new() };
+        let transport = Transport::new(&[1; 32]).unwrap();
+        (Connection::new(user, Defaults::default(), events), transport, told)
+    }
+
+    /// What was answered, before there are keys, so that it can be read.
+    fn said(to: &mut Transport) -> Vec<u8> {
+        std::mem::take(to.output())
+    }
+
+    fn open() -> Vec<u8> {
+        Packet::new(OPEN).bytes("session").number(7).number(1000).number(1000).0
+    }
+
+    #[test]
+    fn room_is_given_when_bytes_were_passed_on_and_not_before() {
+        let (mut connection, mut to, _told) = connection();
+        connection.answer(&open(), &mut to).unwrap();
+        let data = Packet::new(DATA).number(0).bytes(vec![0; DATA_LEN_MAX]).0;
+        said(&mut to);
+        for _ in 0..WINDOW as usize / DATA_LEN_MAX {
+            connection.answer(&data, &mut to).unwrap();
+        }
+        assert!(said(&mut to).is_empty());
+        assert_eq!(connection.answer(&data, &mut to), Err(Broken::Protocol("more data than was granted")));
+        connection.tell(Event::Consumed { channel: 0, len: WINDOW as usize / 2 - 1 }, &mut to);
+        assert!(said(&mut to).is_empty(), "a little is not worth a packet");
+        connection.tell(Event::Consumed { channel: 0, len: 1 }, &mut to);
+        let grant = Packet::new(WINDOW_ADJUST).number(7).number(WINDOW / 2).0;
+        assert!(said(&mut to).windows(grant.len()).any(|part| part == grant));
+        for _ in 0..WINDOW as usize / 2 / DATA_LEN_MAX {
+            connection.answer(&data, &mut to).unwrap();
+        }
+        assert!(connection.answer(&data, &mut to).is_err());
+    }
+
+    #[test]
+    fn channels_and_their_number_end() {
+        let (mut connection, mut to, _told) = connection();
+        for _ in 0..2 * CHANNELS_MAX {
+            connection.answer(&open(), &mut to).unwrap();
+        }
+        assert_eq!(connection.channels.len(), CHANNELS_MAX);
+        for number in 0..2 * CHANNELS_MAX as u32 {
+            connection.answer(&Packet::new(CLOSE).number(number).0, &mut to).unwrap();
+        }
+        assert!(connection.channels.is_empty());
+        // Of a channel that has gone, or was never there, nothing is heard any more.
+        for kind in OPEN_CONFIRMATION..=FAILURE {
+            assert_eq!(connection.answer(&Packet::new(kind).number(3).0, &mut to), Ok(()));
+        }
+    }
+
+    proptest::proptest! {
+        // Requests that start something are left out: any bytes may be a command.
+        #[test]
+        fn any_packets_have_an_answer_or_are_the_end(
+            packets in proptest::collection::vec(
+                (80_u8..98, proptest::collection::vec(0_u8..4, 0..40)),
+                0..20,
+            ),
+        ) {
+            let (mut connection, mut to, _told) = connection();
+            connection.answer(&open(), &mut to).unwrap();
+            for (kind, rest) in packets {
+                let _ = connection.answer(&Packet::new(kind).raw(&rest).0, &mut to);
+            }
+        }
+    }
+}

@@ -299,8 +299,8 @@ impl Transport {
         let failed = Broken::Protocol("keys could not be agreed on");
         let own = EphemeralPrivateKey::generate(&X25519, &self.random).map_err(|_| failed)?;
         let ours = own.compute_public_key().map_err(|_| failed)?;
-        let secret = agree_ephemeral(own, &UnparsedPublicKey::new(&X25519, theirs), |secret| integer(secret))
-            .map_err(|_| failed)?;
+        let secret =
+            agree_ephemeral(own, &UnparsedPublicKey::new(&X25519, theirs), integer).map_err(|_| failed)?;
         let host_key = Packet::part().bytes(HOST_KEY).bytes(self.host_key.public_key());
         let hash = sha256(&[
             &Packet::part()

@@ -16,6 +16,8 @@ need nft nftables
 if [ "$what" = test ]; then
     need e2fsck e2fsprogs
     need ip iproute2
+    need ssh openssh-client
+    need rsync rsync
     need openssl openssl
     need python3 python3
     need zstd zstd

@@ -44,7 +44,7 @@ pub(crate) fn prepare(spec: &ExecSpec, defaults: &Defaults) -> Result<Prepared, 
     let user = users::find(Path::new("/"), wanted.unwrap_or("root")).map_err(failed)?;
     let env = environment(spec, defaults, &user);
     let (program, argv) = if spec.argv.is_empty() {
-        let shell = shell(&user)?;
+        let shell = login_shell(&user)?;
         let name = shell.file_name().map_or_else(OsString::new, OsString::from);
         let mut argv0 = OsString::from("-");
         argv0.push(&name);
@@ -92,7 +92,11 @@ fn environment(spec: &ExecSpec, defaults: &Defaults, user: &users::User) -> BTre
     env
 }
 
-fn shell(user: &users::User) -> Result<PathBuf, WireError> {
+/// Returns the user's shell, or another the image has.
+///
+/// # Errors
+/// When it has none.
+pub(crate) fn login_shell(user: &users::User) -> Result<PathBuf, WireError> {
     let candidates = std::iter::once(user.shell.as_str()).chain(SHELLS);
     candidates
         .filter(|path| path.starts_with('/'))

@@ -143,6 +143,15 @@ fn open_session(
         SessionKind::Exec(spec) => {
             tokio::task::spawn_local(session::run(session, *spec, defaults.clone(), queue, out.clone()));
         }
+        SessionKind::Ssh(spec) => {
+            tokio::task::spawn_local(session::serve_ssh(
+                session,
+                *spec,
+                defaults.clone(),
+                queue,
+                out.clone(),
+            ));
+        }
         SessionKind::Stats => {
             let work = |_, mut output: ChannelWriter| {
                 output.write_all(&stats::read()?)?;

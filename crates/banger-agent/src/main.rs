@@ -4,7 +4,7 @@
 //! filesystems, loads the few modules the boot needs, starts the agent, and later becomes the image's init or stays
 //! and reaps ([`init`]). The agent ([`agent`]) talks to the host from before the image is mounted until the end;
 //! its name begins with `@`, which is how systemd knows to leave it alone. And it is what systemd becomes at the very
-//! end ([`shutdown`]).
+//! end ([`shutdown`]). Each ssh connection has one more ([`ssh`]).
 //!
 //! Nothing here resolves a name through the C library: that would load the guest's own libraries.
 
@@ -27,6 +27,7 @@ mod readiness;
 mod session;
 mod shutdown;
 mod sparse;
+mod ssh;
 mod stats;
 mod tar;
 mod users;
@@ -40,6 +41,8 @@ fn main() -> ExitCode {
     let ended = match (name.to_str(), args.next().as_deref().and_then(|arg| arg.to_str())) {
         (Some(init::AGENT_NAME), _) => agent::run_in_guest(),
         (_, Some("--socket")) => agent::run_on_socket(&args.next().unwrap_or_default()),
+        (_, Some(ssh::ARGUMENT)) if std::process::id() != 1 => ssh::serve(),
+        (_, Some(ssh::SFTP_ARGUMENT)) if std::process::id() != 1 => ssh::serve_sftp(),
         (Some(shutdown::NAME), Some(how)) if std::process::id() == 1 => shutdown::run(how),
         (Some(name), _) if std::process::id() == 1 => init::run(name == init::APPENDED.0),
         _ => {

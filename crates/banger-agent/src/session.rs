@@ -7,6 +7,7 @@
 use crate::beside;
 use crate::changes::ExportError;
 use crate::command::{Defaults, Prepared, prepare};
+use crate::ssh;
 use banger_sys::child;
 use banger_wire::channel::{self, ChannelReader, ChannelWriter, Feed};
 use banger_wire::error::{ErrorCode, WireError};
@@ -14,10 +15,11 @@ use banger_wire::exec::{
     ExecSpec, ExitStatus, STDERR, STDIN, STDOUT, SessionControl, SessionEvent, TerminalSize, WINDOW,
 };
 use banger_wire::frame::{DATA_LEN_MAX, Frame, Kind};
+use banger_wire::ssh::SshSpec;
 use rustix::process::{Pid, Signal};
 use std::cell::Cell;
 use std::os::fd::OwnedFd;
-use std::os::unix::process::ExitStatusExt as _;
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::process::Stdio;
 use std::rc::Rc;
 use std::time::Duration;
@@ -31,9 +33,9 @@ const CHUNK_LEN: usize = 64 * 1024;
 /// Room asked for a pipe, so that a program at full speed is switched to less often. Not granted is no harm.
 const PIPE_LEN: usize = 256 * 1024;
 /// After the program's end, output that a background process still holds open is waited for while it flows.
-const DRAIN_IDLE: Duration = Duration::from_millis(100);
+pub(crate) const DRAIN_IDLE: Duration = Duration::from_millis(100);
 /// The end-of-file character, which is how a terminal's reader learns of the end of input.
-const TTY_EOF: &[u8] = &[4];
+pub(crate) const TTY_EOF: &[u8] = &[4];
 
 /// One output stream: the host's grant and what the drain needs to know.
 #[derive(Debug)]
@@ -86,6 +88,38 @@ pub(crate) async fn run(
     };
     send_event(&out, session, &event).await;
     let _ = out.send(Frame::close(session)).await;
+}
+
+/// Serves one ssh connection in a process of its own; see [`ssh`].
+pub(crate) async fn serve_ssh(
+    session: u32,
+    spec: SshSpec,
+    defaults: Defaults,
+    mut inbox: mpsc::UnboundedReceiver<Frame>,
+    out: mpsc::Sender<Frame>,
+) {
+    let start = ssh::Start::new(spec, &defaults);
+    let event = match start_ssh(&start).await {
+        Ok(started) => match follow(session, started, &mut inbox, &out).await {
+            Some(event) => event,
+            None => return,
+        },
+        Err(error) => SessionEvent::Failed(WireError {
+            causes: vec![error.to_string()],
+            ..WireError::new(ErrorCode::Failed, "could not start ssh in the guest")
+        }),
+    };
+    send_event(&out, session, &event).await;
+    let _ = out.send(Frame::close(session)).await;
+}
+
+async fn start_ssh(start: &ssh::Start) -> std::io::Result<Started> {
+    let mut command = child::command("/proc/self/exe".as_ref());
+    command.arg0(ssh::NAME).arg(ssh::ARGUMENT).current_dir("/").env_clear();
+    let identity = child::Identity { uid: 0, gid: 0, groups: vec![0] };
+    let mut started = start_on_pipes(command, identity)?;
+    started.stdin.write_all(&start.encode()?).await?;
+    Ok(started)
 }
 
 /// Sends what `walk` writes as a layer; see [`changes`](crate::changes). None is a program that is in no vm.
@@ -235,21 +269,30 @@ async fn send_event(out: &mpsc::Sender<Frame>, session: u32, event: &SessionEven
     }
 }
 
-type Reader = Box<dyn AsyncRead + Unpin>;
-type Writer = Box<dyn AsyncWrite + Unpin>;
+pub(crate) type Reader = Box<dyn AsyncRead + Unpin>;
+pub(crate) type Writer = Box<dyn AsyncWrite + Unpin>;
 
-struct Started {
-    child: tokio::process::Child,
-    pid: Pid,
-    stdin: Writer,
-    outputs: Vec<(u8, Reader)>,
-    terminal: Option<OwnedFd>,
+/// A program that runs, and its streams.
+pub(crate) struct Started {
+    pub(crate) child: tokio::process::Child,
+    pub(crate) pid: Pid,
+    pub(crate) stdin: Writer,
+    pub(crate) outputs: Vec<(u8, Reader)>,
+    pub(crate) terminal: Option<OwnedFd>,
 }
 
 fn start(spec: &ExecSpec, defaults: &Defaults) -> Result<Started, WireError> {
-    let Prepared { command, identity } = prepare(spec, defaults)?;
+    start_prepared(prepare(spec, defaults)?, spec.tty)
+}
+
+/// Starts a command, on a terminal of this size or on pipes.
+///
+/// # Errors
+/// With the code a client turns into 125, 126 or 127.
+pub(crate) fn start_prepared(prepared: Prepared, tty: Option<TerminalSize>) -> Result<Started, WireError> {
+    let Prepared { command, identity } = prepared;
     let program = command.get_program().to_string_lossy().into_owned();
-    let started = match spec.tty {
+    let started = match tty {
         Some(size) => start_on_terminal(command, identity, size),
         None => start_on_pipes(command, identity),
     };
@@ -383,7 +426,7 @@ async fn follow(
     })
 }
 
-fn exit_status(status: std::process::ExitStatus) -> ExitStatus {
+pub(crate) fn exit_status(status: std::process::ExitStatus) -> ExitStatus {
     match (status.code(), status.signal()) {
         (Some(code), _) => ExitStatus::Code(u8::try_from(code & 0xff).unwrap_or(u8::MAX)),
         (None, Some(signal)) => ExitStatus::Signal(signal),

@@ -10,6 +10,7 @@ use banger_wire::frame::{DATA_LEN_MAX, Decoder, Frame, GUEST_MESSAGE_LEN_MAX, Ki
 use banger_wire::guest::{
     GENERATION, GuestConfig, GuestDrives, GuestMessage, HostMessage, InitMode, SessionKind,
 };
+use banger_wire::ssh::{KEY_LEN, SshSpec};
 use banger_wire::stats::{GUEST_STATS_LEN_MAX, GuestStats};
 use sha2::{Digest as _, Sha256};
 use std::io::{Read as _, Write as _};
@@ -328,6 +329,39 @@ fn garbage_is_survived_after_a_sync() {
     let mut agent = Agent::configured();
     agent.stream.write_all(&[0xa5; 5000]).unwrap();
     agent.stream.write_all(&SYNC).unwrap();
+    assert_eq!(agent.run(&[b"true"]).event, exited(0));
+}
+
+#[test]
+fn a_client_of_ssh_that_speaks_nonsense_harms_nobody() {
+    let mut agent = Agent::configured();
+    let key = || ByteString(vec![1; KEY_LEN]);
+    let mut nonsense = Vec::new();
+    let mut state = 1_u32;
+    for round in 0..40 {
+        let spec = SshSpec { host_key: key(), client_key: key() };
+        let what = SessionKind::Ssh(Box::new(spec));
+        agent.send(&Frame::message(0, &HostMessage::Open { session: 1, what }).unwrap());
+        nonsense.clear();
+        if round % 2 == 1 {
+            nonsense.extend(b"SSH-2.0-nonsense\r\n");
+        }
+        for _ in 0..round * 97 {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            nonsense.push((state >> 24) as u8);
+        }
+        agent.send(&Frame::data(1, STDIN, nonsense.clone()));
+        agent.send(&Frame::eof(1, STDIN));
+        let ran = agent.finish(|_, _| {});
+        // It may end before it could greet.
+        assert!(ran.stdout.is_empty() || ran.stdout.starts_with(b"SSH-2.0-banger"), "round {round}");
+        assert!(matches!(ran.event, Some(SessionEvent::Exited(ExitStatus::Code(0 | 1)))), "{:?}", ran.event);
+    }
+    // Keys that are none are no end of the agent either.
+    let spec = SshSpec { host_key: ByteString(Vec::new()), client_key: key() };
+    let what = SessionKind::Ssh(Box::new(spec));
+    agent.send(&Frame::message(0, &HostMessage::Open { session: 1, what }).unwrap());
+    assert_eq!(agent.finish(|_, _| {}).event, exited(1));
     assert_eq!(agent.run(&[b"true"]).event, exited(0));
 }
 

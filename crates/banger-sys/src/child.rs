@@ -125,6 +125,19 @@ pub fn new_session(command: &mut Command, identity: Option<Identity>, terminal: 
     unsafe { command.pre_exec(setup) };
 }
 
+/// Makes this process, all of its threads, and what it starts somebody else's, for good.
+///
+/// # Errors
+/// When the process may not, and is who it was.
+pub fn become_identity(identity: &Identity) -> std::io::Result<()> {
+    // SAFETY: the list of groups is as long as said; the wrappers of the C library include every thread.
+    unsafe {
+        check(libc::setgroups(identity.groups.len(), identity.groups.as_ptr()))?;
+        check(libc::setresgid(identity.gid, identity.gid, identity.gid))?;
+        check(libc::setresuid(identity.uid, identity.uid, identity.uid))
+    }
+}
+
 fn check(result: libc::c_int) -> std::io::Result<()> {
     if result < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
 }

@@ -11,6 +11,7 @@
 
 use crate::bytes::ByteString;
 use crate::exec::{ExecSpec, TerminalSize};
+use crate::ssh::SshSpec;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -136,6 +137,9 @@ pub enum HostMessage {
 pub enum SessionKind {
     /// Runs a command; see [`crate::exec`].
     Exec(Box<ExecSpec>),
+    /// Serves one ssh connection, whose bytes travel on the [`STDIN`](crate::exec::STDIN) and
+    /// [`STDOUT`](crate::exec::STDOUT) channels, with credits as for a command. Ends like `ExportChanges`.
+    Ssh(Box<SshSpec>),
     /// Sends what the vm changed on its image as one uncompressed OCI layer: a POSIX tar on the
     /// [`STDOUT`](crate::exec::STDOUT) channel, with credits as for a command. Ends with
     /// [`Exited`](crate::exec::SessionEvent::Exited) of code 0, or [`Failed`](crate::exec::SessionEvent::Failed) and

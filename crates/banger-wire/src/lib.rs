@@ -20,6 +20,7 @@ pub mod names;
 pub mod net;
 pub mod ports;
 pub mod size;
+pub mod ssh;
 pub mod stats;
 #[cfg(feature = "tokio")]
 pub mod stream;

@@ -6,6 +6,7 @@ mod dns;
 mod image;
 mod net;
 mod ports;
+mod ssh;
 mod vm;
 
 use crate::text::parse_duration;
@@ -25,6 +26,7 @@ pub(crate) use dns::{DnsCommand, DnsSetupArgs, ResolverArg};
 pub(crate) use image::{ImageCacheCommand, ImageCommand, KernelCommand};
 pub(crate) use net::{NetArg, NetChangeArgs, NetCommand, parse_mode};
 pub(crate) use ports::PortsArgs;
+pub(crate) use ssh::{SshArgs, SshConfigArgs, SshProxyArgs};
 pub(crate) use vm::{
     ConsoleArgs, DeleteArgs, KillArgs, RestartArgs, SetArgs, StartArgs, StatsArgs, StopArgs,
 };
@@ -43,6 +45,10 @@ tar c . | banger vm run --rm -- tar tv    streams are the command's own
 const EXEC_EXAMPLES: &str = "\
 banger vm exec web -- ps aux    a command in a running vm
 banger vm exec web              a shell there
+";
+const SSH_EXAMPLES: &str = "\
+banger vm ssh web                            a shell, by ssh
+banger vm ssh web -L 8080:localhost:80 -N    the vm's port 80 as 8080 here
 ";
 
 /// Heading of the flags about a checkout.
@@ -71,6 +77,9 @@ pub(crate) enum Command {
     /// Short for `vm exec`.
     #[command(before_help = EXEC_EXAMPLES)]
     Exec(Box<ExecArgs>),
+    /// Short for `vm ssh`.
+    #[command(before_help = SSH_EXAMPLES)]
+    Ssh(SshArgs),
     /// Short for `vm list`.
     Ps(ListArgs),
     /// Short for `vm workspace`.
@@ -85,6 +94,8 @@ pub(crate) enum Command {
     /// Filesystems that outlive vms, for what package managers download.
     #[command(subcommand)]
     Cache(CacheCommand),
+    /// Have `ssh NAME.vm`, `scp`, `rsync` and editors find vms.
+    SshConfig(SshConfigArgs),
     /// The owner's settings.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -170,6 +181,12 @@ pub(crate) enum VmCommand {
     /// Copy files and trees into a running vm, or out of it.
     #[command(before_help = copy::EXAMPLES)]
     Cp(CopyArgs),
+    /// Run `ssh` into a running vm, of any image.
+    #[command(before_help = SSH_EXAMPLES)]
+    Ssh(SshArgs),
+    /// Carries the bytes of one ssh connection.
+    #[command(hide = true)]
+    SshProxy(SshProxyArgs),
     /// Delete every vm that is not running.
     Prune(PruneArgs),
     /// Checkouts in vms.
@@ -659,6 +676,28 @@ mod tests {
         ] {
             let args: Vec<OsString> = line.split(' ').map(OsString::from).collect();
             assert_eq!(is_remote(&args), remote, "{line}");
+        }
+    }
+
+    #[test]
+    fn flags_after_the_vm_are_sshs() {
+        for (line, words) in [
+            ("banger ssh web -v -L 1:a:2 -- uname -a", "-v -L 1:a:2 -- uname -a"),
+            ("banger vm ssh web -- uname -v", "uname -v"),
+            ("banger ssh web uname -v", "uname -v"),
+            ("banger ssh web --help", "--help"),
+            ("banger ssh web", ""),
+        ] {
+            let cli = Cli::try_parse_from(line.split(' ')).unwrap();
+            assert!(!cli.verbose, "{line}");
+            let (Command::Ssh(args) | Command::Vm(VmCommand::Ssh(args))) = cli.command else {
+                panic!("{line}")
+            };
+            assert_eq!(
+                args.args.join("".as_ref() as &std::ffi::OsStr),
+                words.replace(' ', "").as_str(),
+                "{line}"
+            );
         }
     }
 

@@ -30,6 +30,7 @@ mod session;
 mod setup;
 mod signal_name;
 mod signals;
+mod ssh;
 mod stats;
 mod stop;
 mod streams;
@@ -113,6 +114,8 @@ async fn dispatch(context: &mut Context, command: Command) -> Ended {
         Command::Vm(command) => vm::dispatch(context, command).await,
         Command::Run(args) => run::run(context, *args).await,
         Command::Exec(args) => run::exec(context, *args).await,
+        Command::Ssh(args) => ssh::ssh(context, args).await,
+        Command::SshConfig(args) => ssh::ssh_config(context, args).await,
         Command::Ps(args) => vm::list(context, args).await,
         Command::Workspace(command) => workspace::command::dispatch(context, command).await,
         Command::Image(command) => image::dispatch(context, command).await,

@@ -11,7 +11,7 @@ use crate::stop::{Ended, Stop, invalid};
 use crate::streams;
 use crate::table::{Table, render_pairs};
 use crate::text::{age, bytes, date, duration, now};
-use crate::{console, cp, logs, net, ports, run, stats, workspace};
+use crate::{console, cp, logs, net, ports, run, ssh, stats, workspace};
 use banger_wire::bytes::ByteString;
 use banger_wire::daemon::{NetMode, Pruned, Request, VmState, VmView};
 use banger_wire::time::millis;
@@ -33,6 +33,8 @@ pub(crate) async fn dispatch(context: &mut Context, command: VmCommand) -> Ended
         VmCommand::Create(args) => run::create(context, *args).await,
         VmCommand::Exec(args) => run::exec(context, *args).await,
         VmCommand::Cp(args) => cp::copy(context, args).await,
+        VmCommand::Ssh(args) => ssh::ssh(context, args).await,
+        VmCommand::SshProxy(args) => ssh::proxy(context, args).await,
         VmCommand::Start(args) => start(context, args).await,
         VmCommand::Stop(args) => stop(context, args).await,
         VmCommand::Restart(args) => restart(context, args).await,

@@ -66,7 +66,7 @@ impl Registry {
     }
 
     /// Makes an image of directories, one a layer, and pushes it.
-    fn push(&self, name: &str, layers: &[(&Path, &str)], config: serde_json::Value) {
+    pub(crate) fn push(&self, name: &str, layers: &[(&Path, &str)], config: serde_json::Value) {
         let layout = self.dir.path().join("layout");
         let blobs = layout.join("blobs/sha256");
         std::fs::create_dir_all(&blobs).unwrap();
@@ -112,14 +112,14 @@ impl Registry {
         std::fs::remove_dir_all(layout).unwrap();
     }
 
-    fn layer(&self, name: &str) -> PathBuf {
+    pub(crate) fn layer(&self, name: &str) -> PathBuf {
         let dir = self.dir.path().join(name);
         std::fs::create_dir_all(&dir).unwrap();
         dir
     }
 }
 
-fn install(path: &Path, bytes: &[u8]) {
+pub(crate) fn install(path: &Path, bytes: &[u8]) {
     std::fs::create_dir_all(path.parent().unwrap()).unwrap();
     std::fs::write(path, bytes).unwrap();
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();

@@ -18,6 +18,7 @@ mod nested;
 mod ports;
 mod resources;
 mod run;
+mod ssh;
 mod support;
 mod template;
 mod workspace;

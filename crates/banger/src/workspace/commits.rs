@@ -637,7 +637,7 @@ body' --author 'Ü <ü@example.com>'
             ("commit $(git write-tree --prefix=d); tip=$(git commit-tree -m x $sub); echo $tip | git pack-objects --stdout -q > ../pack".into(), "fatal"),
             ("tip=$(echo x | git hash-object --stdin | tr a-f 0-5)".into(), "bad object"),
             ("echo not a pack > ../pack".into(), "fatal"),
-            ("echo x > x; git add .; git commit -qm x; printf '%s\\n^%s\\n' $(git rev-parse HEAD) $base | git pack-objects --revs --stdout -q > ../pack; printf '\\377' | dd of=../pack bs=1 seek=40 conv=notrunc 2> /dev/null".into(), "fatal"),
+            ("echo x > x; git add .; git commit -qm x; printf '%s\\n^%s\\n' $(git rev-parse HEAD) $base | git pack-objects --revs --stdout -q > ../pack; (head -c -4 ../pack; echo bad) > ../bad; mv ../bad ../pack".into(), "fatal"),
             ("echo x > x; git add .; git commit -qm x; printf '%s\\n^%s\\n' $(git rev-parse HEAD) $base | git pack-objects --revs --stdout -q | head -c 100 > ../pack".into(), "fatal"),
             // Few trees, many files.
             ("t=$(git mktree < /dev/null); for i in $(seq 12); do t=$(for n in 0 1 2 3 4 5 6 7; do printf '040000 tree %s\\t%s\\n' $t $n; done | git mktree); done; commit $t".into(), "more than 1000000 entries"),
@@ -656,6 +656,25 @@ body' --author 'Ü <ü@example.com>'
             assert_eq!(owner.marks(), [""; 0], "{script}");
             assert_eq!(owner.sh(STATE), before, "{script}");
         }
+    }
+
+    /// What git refuses by itself is refused here as well, should another git be more lenient.
+    #[test]
+    fn names_are_looked_at_here_too() {
+        let owner = guest(
+            "sub=$(printf '100644 blob %s\tconfig\n' $(echo x | git hash-object -w --stdin) | git mktree)
+            tip=$(git commit-tree -p $base -m x $(printf '040000 tree %s\t.Git\n' $sub | git mktree))",
+        );
+        let repository = owner.dir().join("q.git");
+        let known = Git::at(&owner.top());
+        Objects::make(&repository, Format::Sha1, [known.path("objects").unwrap()]).unwrap();
+        let git = Git::own(&repository);
+        git.feed_file(&["index-pack", "--stdin"], File::open(owner.dir().join("pack")).unwrap()).unwrap();
+        let mut quarantine = Quarantine { git, owner: known, new: HashMap::new() };
+        quarantine.find_new(&repository).unwrap();
+        let tip = owner.sh("cat tip");
+        let error = quarantine.look_through(tip.trim()).unwrap_err();
+        assert_eq!(error.causes, ["`.Git` has a name that git keeps for itself"]);
     }
 
     #[test]

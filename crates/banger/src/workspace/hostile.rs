@@ -301,6 +301,8 @@ fn nothing_is_fetched_over_any_transport() {
     let git = Git::at(&owner.top());
     let object = git.line(&["rev-parse", "HEAD:a"]).unwrap().unwrap();
     assert_eq!(git.ask(&["cat-file".into(), "-p".into(), object.clone()]).unwrap(), None);
+    // Were it to be tried all the same, no transport would be taken.
+    assert_eq!(git.ask(&["fetch", "-q", "origin"]).unwrap(), None);
     let changes = owner.collect(&placement, &[file("a", "c\n")]);
     assert!(changes.patch(Some("HEAD")).is_err() || !changes.list.is_empty());
     assert_eq!(owner.marks(), NOTHING);

@@ -94,7 +94,7 @@ pub fn receive(
     let mut reader = ItemReader::new(input);
     let mut receiver = Receiver { target, top: None, begun: false, dirs: Vec::new(), file: None, arrived: 0 };
     loop {
-        match reader.next_item()? {
+        match reader.next_item().map_err(named)? {
             Item::Directory { path, .. } => receiver.directory(&path)?,
             Item::Parts { path } => receiver.begin_file(path)?,
             Item::Part { offset, len } => {
@@ -119,7 +119,7 @@ pub fn receive(
 /// Those of both streams, and when it is no file.
 pub fn receive_into(output: &mut impl Write, input: impl Read, progress: &mut dyn FnMut(u64)) -> Result<()> {
     let mut reader = ItemReader::new(input);
-    match reader.next_item()? {
+    match reader.next_item().map_err(named)? {
         Item::Parts { .. } => {}
         Item::Directory { .. } => {
             return Err(Error::new(
@@ -135,7 +135,7 @@ pub fn receive_into(output: &mut impl Write, input: impl Read, progress: &mut dy
         std::io::copy(&mut std::io::repeat(0).take(missing), output).map(|_| to)
     };
     loop {
-        match reader.next_item()? {
+        match reader.next_item().map_err(named)? {
             Item::Part { offset, len } => {
                 at = pad(output, at, offset)?;
                 let mut left = len;
@@ -157,11 +157,19 @@ fn out_of_order() -> Error {
     Error::new(ErrorKind::InvalidData, "what arrived is no copy of a file or directory")
 }
 
+/// Says of an end that is too early what it is.
+fn named(error: Error) -> Error {
+    if error.kind() == ErrorKind::UnexpectedEof {
+        return Error::new(error.kind(), "the copy broke off before its end");
+    }
+    error
+}
+
 /// Reads some content, at most `left` bytes, and at least one.
 fn take(reader: &mut ItemReader<impl Read>, chunk: &mut [u8], left: u64) -> Result<usize> {
     let room = usize::try_from(left).unwrap_or(usize::MAX).min(chunk.len());
     match reader.content().read(&mut chunk[..room])? {
-        0 => Err(ErrorKind::UnexpectedEof.into()),
+        0 => Err(named(ErrorKind::UnexpectedEof.into())),
         len => Ok(len),
     }
 }

@@ -90,7 +90,7 @@ fn a_tree_arrives_as_it_was() {
     // Whoever gets the file must not get the rights of its owner.
     assert_eq!((mode(&target.join("sub/script")), mode(&target.join("sub/deep"))), (0o755, 0o555));
     // Deeper than there are descriptors.
-    let deep = format!("deep{}", "/d".repeat(1500));
+    let deep = format!("deep{}", "/d".repeat(1100));
     let root = rustix::fs::open(dir.path(), rustix::fs::OFlags::PATH, 0.into()).unwrap();
     let mut path = PathBuf::new();
     for part in Path::new(&deep) {
@@ -98,7 +98,7 @@ fn a_tree_arrives_as_it_was() {
         rustix::fs::mkdirat(&root, &path, 0o755.into()).unwrap();
     }
     copy(&dir.path().join("deep"), &dir.path().join("copied"), None, false).unwrap();
-    assert!(dir.path().join(format!("copied{}", "/d".repeat(1500))).is_dir());
+    assert!(dir.path().join(format!("copied{}", "/d".repeat(1100))).is_dir());
     for name in ["large", "sub"] {
         assert_eq!(target.join(name).metadata().unwrap().modified().unwrap(), time, "{name}");
     }

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test")]
 
 mod daemons;
+mod net;
 mod output;
 mod sessions;
 mod support;

@@ -95,7 +95,6 @@ mod tests {
     }
 
     #[test]
-    #[allow(clippy::print_stdout, reason = "says why it is skipped")]
     fn what_opens_sockets_in_the_namespace_reaches_nothing() {
         let Some(open) = sends("") else {
             return println!(

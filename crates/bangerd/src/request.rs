@@ -244,6 +244,8 @@ mod tests {
             (Some(NetMode::None), "internet", false),
             (Some(NetMode::None), "none", true),
             (Some(NetMode::Full), "full", true),
+            (None, "allow", true),
+            (Some(NetMode::Allow), "internet", false),
         ] {
             let filled = fill_in(&spec(&format!("net = '{wanted}'")), &with(allowed));
             assert_eq!(filled.is_ok(), taken, "{allowed:?} {wanted}");

@@ -3,6 +3,7 @@
 
 mod copies;
 mod daemons;
+mod net;
 mod output;
 mod sessions;
 mod support;

@@ -56,7 +56,7 @@ fn size(size: Mebibytes) -> Value {
     json!(size.to_string().replace(' ', ""))
 }
 
-const NET: Kind = Kind::Word(&["internet", "none", "full"]);
+const NET: Kind = Kind::Word(&["internet", "none", "full", "allow"]);
 const NUMBER: Kind = Kind::Number(1, i64::MAX.unsigned_abs());
 
 const fn key(name: &'static str, kind: Kind, default: fn() -> Value) -> Key {

@@ -5,7 +5,7 @@
 //! addresses, whatever the namespace itself would send.
 //!
 //! One transaction makes all of it, and one replaces what can change: sets with the host's part, and the chain
-//! `outbound`, which is the mode and the owner's rules. A packet is
+//! `outbound`, which is the mode and the owner's rules, with its mirror image. A packet is
 //!
 //! ```text
 //! refused   never to be reached, the host's own, denied
@@ -15,7 +15,8 @@
 //! refused   everything else
 //! ```
 //!
-//! so that a rule that names more than an inner network, such as `0.0.0.0/0`, opens only what is public of it.
+//! so that a rule that names more than an inner network, such as `0.0.0.0/0`, opens only what is public of it. What comes
+//! back passes the same rules in the chain `inbound`, so that nothing goes on in one direction alone.
 
 use super::host::Host;
 use super::special::{self, LOOPBACK, LOOPBACK6, REACHABLE6};
@@ -179,12 +180,14 @@ table inet banger {{
 	}}
 	chain outbound {{
 	}}
+	chain inbound {{
+	}}
 	chain forward {{
 		type filter hook forward priority filter; policy drop;
 {rate}		iifname "{TAP}" oifname "{OUT}" ip saddr {GUEST} goto outbound
 		iifname "{TAP}" oifname "{OUT}" ip6 saddr {GUEST6} goto outbound
-		iifname "{OUT}" oifname "{TAP}" ip daddr {GUEST} ct state established,related accept
-		iifname "{OUT}" oifname "{TAP}" ip6 daddr {GUEST6} ct state established,related accept
+		iifname "{OUT}" oifname "{TAP}" ip daddr {GUEST} ct state established,related goto inbound
+		iifname "{OUT}" oifname "{TAP}" ip6 daddr {GUEST6} ct state established,related goto inbound
 	}}
 	chain input {{
 		type filter hook input priority filter; policy drop;
@@ -239,9 +242,11 @@ table inet banger {{
                 add_elements(&mut text, &format!("{name}{family}"), &nets);
             }
         }
-        text.push_str("flush chain inet banger outbound\n");
-        for rule in self.outbound() {
-            let _ = writeln!(text, "add rule inet banger outbound {rule}");
+        for way in [OUTBOUND, INBOUND] {
+            let _ = writeln!(text, "flush chain inet banger {}", way.chain);
+            for rule in self.chain(&way) {
+                let _ = writeln!(text, "add rule inet banger {} {rule}", way.chain);
+            }
         }
         text + &self.render_pins(pins)
     }
@@ -274,23 +279,24 @@ table inet banger {{
         text
     }
 
-    /// The rules of the chain.
-    fn outbound(&self) -> Vec<String> {
-        let mut rules = vec!["ct state invalid drop".to_owned()];
+    /// The rules of one way.
+    fn chain(&self, way: &Way) -> Vec<String> {
+        let Way { first, addr, refuse, .. } = way;
+        let mut rules = vec![(*first).to_owned()];
         let both = |rules: &mut Vec<String>, set: &str| {
             for (family, ip, _) in NFPROTO {
-                rules.push(format!("{ip} daddr @{set}{family} goto refuse"));
+                rules.push(format!("{ip} {addr} @{set}{family} {refuse}"));
             }
         };
         both(&mut rules, "never");
         if self.mode != NetMode::Full {
-            rules.push(format!("ip6 daddr != {{ {} }} goto refuse", list(&REACHABLE6)));
+            rules.push(format!("ip6 {addr} != {{ {} }} {refuse}", list(&REACHABLE6)));
         }
         both(&mut rules, "own");
-        rules.extend(self.rules.deny.iter().filter_map(|target| rule(target, "goto refuse")));
+        rules.extend(self.rules.deny.iter().filter_map(|target| way.rule(target, refuse)));
         if self.mode != NetMode::Full {
             let inner = self.rules.allow.iter().filter(|target| self.is_inner_target(target));
-            rules.extend(inner.filter_map(|target| rule(target, "accept")));
+            rules.extend(inner.filter_map(|target| way.rule(target, "accept")));
         }
         both(&mut rules, "special");
         both(&mut rules, "links");
@@ -298,16 +304,17 @@ table inet banger {{
             NetMode::Internet | NetMode::Full | NetMode::None => rules.push("accept".to_owned()),
             NetMode::Allow => {
                 let outer = self.rules.allow.iter().filter(|target| !self.is_inner_target(target));
-                rules.extend(outer.filter_map(|target| rule(target, "accept")));
+                rules.extend(outer.filter_map(|target| way.rule(target, "accept")));
                 let mark = self.mark;
                 rules.push(format!("ct state established,related ct mark {mark} accept"));
-                for (family, ip, _) in NFPROTO {
-                    rules.push(format!("{ip} daddr @named{family} ct mark set {mark} accept"));
+                // What was not opened from inside has no mark.
+                for (family, ip, _) in NFPROTO.into_iter().filter(|_| way.opens) {
+                    rules.push(format!("{ip} {addr} @named{family} ct mark set {mark} accept"));
                     rules.push(format!(
-                        "meta l4proto {{ tcp, udp }} {ip} daddr . th dport @ports{family} ct mark set {mark} accept"
+                        "meta l4proto {{ tcp, udp }} {ip} {addr} . th dport @ports{family} ct mark set {mark} accept"
                     ));
                 }
-                rules.push("goto refuse".to_owned());
+                rules.push((*refuse).to_owned());
             }
         }
         rules
@@ -325,14 +332,48 @@ pub(crate) fn is_never_reached(target: &NetTarget) -> bool {
     outside || special::never().iter().any(|outer| outer.covers(net))
 }
 
-/// The addresses of a target in rules are those of networks; a name's come and go.
-fn rule(target: &NetTarget, verdict: &str) -> Option<String> {
-    let Place::Net(net) = target.place else { return None };
-    let family = if net.is_ipv6() { "ip6" } else { "ip" };
-    Some(match target.port {
-        None => format!("{family} daddr {net} {verdict}"),
-        Some(port) => format!("{family} daddr {net} meta l4proto {{ tcp, udp }} th dport {port} {verdict}"),
-    })
+/// What differs between what leaves and what comes back.
+struct Way {
+    chain: &'static str,
+    first: &'static str,
+    /// Where the other end is.
+    addr: &'static str,
+    port: &'static str,
+    refuse: &'static str,
+    /// Whether connections begin this way.
+    opens: bool,
+}
+
+const OUTBOUND: Way = Way {
+    chain: "outbound",
+    first: "ct state invalid drop",
+    addr: "daddr",
+    port: "dport",
+    refuse: "goto refuse",
+    opens: true,
+};
+/// Errors of routers come from anywhere.
+const INBOUND: Way = Way {
+    chain: "inbound",
+    first: "ct state related accept",
+    addr: "saddr",
+    port: "sport",
+    refuse: "drop",
+    opens: false,
+};
+
+impl Way {
+    /// A rule for a network; the addresses behind a name come and go.
+    fn rule(&self, target: &NetTarget, verdict: &str) -> Option<String> {
+        let Place::Net(net) = target.place else { return None };
+        let (family, addr) = (if net.is_ipv6() { "ip6" } else { "ip" }, self.addr);
+        Some(match target.port {
+            None => format!("{family} {addr} {net} {verdict}"),
+            Some(port) => {
+                format!("{family} {addr} {net} meta l4proto {{ tcp, udp }} th {} {port} {verdict}", self.port)
+            }
+        })
+    }
 }
 
 /// A limit for each direction; both count what `nft` sees of a packet, its headers included.

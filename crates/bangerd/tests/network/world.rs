@@ -233,14 +233,17 @@ fn serve(address: &'static str, word: &'static str, heard: &Heard) {
     let known = heard.clone();
     std::thread::spawn(move || {
         for stream in listener.incoming() {
-            let mut stream = stream.unwrap();
-            stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-            let mut request = [0; 1000];
-            let len = stream.read(&mut request).unwrap_or(0);
-            let path = String::from_utf8_lossy(&request[..len]).split(' ').nth(1).unwrap_or("").to_owned();
-            tell(&known, format!("{word} tcp {path}"));
-            let body = format!("{word}\n");
-            let _ = write!(stream, "HTTP/1.0 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+            let (mut stream, known) = (stream.unwrap(), known.clone());
+            std::thread::spawn(move || {
+                stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+                let mut request = [0; 1000];
+                let len = stream.read(&mut request).unwrap_or(0);
+                let path =
+                    String::from_utf8_lossy(&request[..len]).split(' ').nth(1).unwrap_or("").to_owned();
+                tell(&known, format!("{word} tcp {path}"));
+                let body = format!("{word}\n");
+                let _ = write!(stream, "HTTP/1.0 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+            });
         }
     });
     let known = heard.clone();

@@ -54,7 +54,7 @@ use text::duration;
 use ui::Ui;
 
 fn main() -> ExitCode {
-    let words: Vec<_> = std::env::args_os().collect();
+    let words = args::words_apart(std::env::args_os().collect());
     let remote = args::is_remote(&words);
     let cli = match Cli::try_parse_from(&words) {
         Ok(cli) => cli,

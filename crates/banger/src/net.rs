@@ -130,7 +130,7 @@ mod tests {
             lines[0].split_whitespace().collect::<Vec<_>>(),
             ["LAST", "COUNT", "PROTOCOL", "NAME", "ADDRESS", "PORT"]
         );
-        assert!(lines[1].ends_with("3      tcp       -             10.0.0.1  443"), "{table}");
+        assert!(lines[1].ends_with("3      tcp       -              10.0.0.1  443"), "{table}");
         assert!(!table.contains('\u{1b}'), "{table}");
     }
 }

@@ -327,7 +327,8 @@ impl Raised {
             (None, Some(_)) => bail!("this `pasta` is too old; install a newer `passt`"),
         };
         let host = host::read()?;
-        if !host.has_ipv4 && !(host.has_ipv6 && self.ipv6) {
+        let has_a_way = host.has_ipv4 || (host.has_ipv6 && self.ipv6);
+        if !has_a_way {
             bail!("the host has no default route");
         }
         let inner = self.thread.run(netlink::Changes::open).await?.context("listen to the vm's namespace")?;

@@ -2,7 +2,7 @@
 
 use crate::scenario::Scenario;
 use crate::support::{self, Owner, is_root, run, show, wait_for};
-use crate::tracer::{ARMED, Fault, Kind, Trace, trace};
+use crate::tracer::{ARMED, Fault, Kind, Role, Trace, trace};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use std::fs::File;
@@ -62,6 +62,10 @@ impl World {
         let at = |name: &str| File::create(self.owner.home().join(name)).unwrap();
         command.stdout(at("said")).stderr(at("complained"));
         let is_down = fault.as_ref().is_some_and(|fault| fault.kind == Kind::Down);
+        // One that was up when the operation said so, and was killed then.
+        let was_killed = fault.as_ref().is_some_and(|fault| {
+            fault.kind == Kind::Crash && matches!(fault.step.role, Role::Supervisor | Role::Vmm)
+        });
         let trace = trace(command, self.owner.home(), fault, self.real);
         if is_down && trace.hit {
             // Nobody comes back to a host before everything on it has gone.
@@ -79,7 +83,12 @@ impl World {
             "it says what failed",
             if in_order { Ok(()) } else { Err(format!("{:?} {complained}", trace.code)) },
         );
-        let promised = if trace.code == Some(0) { (self.scenario.promise)(self) } else { Ok(()) };
+        let kept = || (self.scenario.promise)(self);
+        let promised = match trace.code {
+            Some(0) if was_killed => self.expect_now("stopped").or_else(|_| kept()),
+            Some(0) => kept(),
+            _ => Ok(()),
+        };
         check("its promise", promised.map_err(|why| format!("{why}; it said: {complained}")));
         check("afterwards", self.afterwards());
         let panics = self.panics(complained);
@@ -168,11 +177,13 @@ impl World {
     /// Expects one vm, in this state.
     pub(crate) fn expect(&self, state: &str) -> Result<(), String> {
         // Of a store that can't be written the state is late.
-        eventually(|| {
-            let vms = self.vms()?;
-            let found: Vec<_> = vms.iter().map(|vm| vm["state"].as_str().unwrap_or_default()).collect();
-            if found == [state] { Ok(()) } else { Err(format!("the vms are {found:?}")) }
-        })
+        eventually(|| self.expect_now(state))
+    }
+
+    fn expect_now(&self, state: &str) -> Result<(), String> {
+        let vms = self.vms()?;
+        let found: Vec<_> = vms.iter().map(|vm| vm["state"].as_str().unwrap_or_default()).collect();
+        if found == [state] { Ok(()) } else { Err(format!("the vms are {found:?}")) }
     }
 
     /// Expects no vm, before long.

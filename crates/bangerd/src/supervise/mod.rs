@@ -43,6 +43,8 @@ const LOCK_PAUSE_NS: i64 = 5_000_000;
 
 /// Runs until the vm has ended. The process that was started ends early; its child goes on.
 pub(crate) fn run(dir: &Path) -> anyhow::Result<()> {
+    // The kernel takes the last part of the path a program was started by, and that was `/proc/self/exe`.
+    let _ = rustix::thread::set_name(c"bangerd");
     let text = std::fs::read(dir.join(PLAN_FILE)).context("read the vm's plan")?;
     let plan: VmPlan = serde_json::from_slice(&text).context("understand the vm's plan")?;
     // Whoever the vm's processes are, they could have put a link here.

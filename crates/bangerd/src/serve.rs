@@ -100,6 +100,8 @@ fn serve(ready: &mut Option<File>) -> anyhow::Result<()> {
         anyhow::Ok(())
     })?;
     let _ = std::fs::remove_file(daemon.paths.socket());
+    // Tasks that still have the store end with the process, and nobody closes it.
+    daemon.store.checkpoint()?;
     runtime.shutdown_background();
     drop(lock);
     Ok(())

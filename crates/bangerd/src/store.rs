@@ -155,6 +155,13 @@ impl Store {
         Ok(Self { connection: Mutex::new(connection) })
     }
 
+    /// Moves what is in the log into the file, which is the whole store then.
+    pub(crate) fn checkpoint(&self) -> anyhow::Result<()> {
+        self.lock()
+            .execute_batch("PRAGMA wal_checkpoint(TRUNCATE)")
+            .context("write the store's log into its file")
+    }
+
     fn lock(&self) -> MutexGuard<'_, Connection> {
         // Statements are atomic, so a panic elsewhere leaves the connection usable.
         self.connection.lock().unwrap_or_else(PoisonError::into_inner)

@@ -383,6 +383,8 @@ fn stopping_all_loses_nothing() {
     lines.sort_unstable();
     assert_eq!(lines, ["stopped a", "stopped b", "stopped bangerd"]);
     assert_eq!(owner.processes(), Vec::<String>::new());
+    let log = std::fs::metadata(owner.state().join("banger.db-wal"));
+    assert_eq!(log.map_or(0, |log| log.len()), 0, "the store is one file");
     for name in ["a", "b"] {
         assert_eq!(owner.json(&["vm", "show", "--json", name])["state"], "stopped");
     }

@@ -101,7 +101,10 @@ fn serve(ready: &mut Option<File>) -> anyhow::Result<()> {
     })?;
     let _ = std::fs::remove_file(daemon.paths.socket());
     // Tasks that still have the store end with the process, and nobody closes it.
-    daemon.store.checkpoint()?;
+    if let Err(error) = daemon.store.checkpoint() {
+        // The log stays, and is the next daemon's.
+        tracing::warn!("{error:#}");
+    }
     runtime.shutdown_background();
     drop(lock);
     Ok(())

@@ -2,6 +2,7 @@
 
 use crate::programs::{Built, Profile};
 use anyhow::{Context as _, bail};
+use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -19,6 +20,9 @@ const IMAGE: &str = "debian-bookworm-slim";
 
 /// How long each decoder is given damaged input.
 const FUZZ_SECONDS: &str = "10";
+
+/// How much of a failed test's output is shown again at the end, in characters.
+const FAILURE_LEN_MAX: usize = 4000;
 
 /// Runs all checks and prints what was skipped.
 pub(crate) fn run() -> anyhow::Result<()> {
@@ -65,6 +69,10 @@ pub(crate) fn run() -> anyhow::Result<()> {
     skipped.dedup();
     println!("== skipped: {}", skipped.len());
     skipped.iter().for_each(|reason| println!("  {reason}"));
+    // Once more at the end, where whoever reads a log looks first.
+    for failure in failures(&text) {
+        println!("== failed: {failure}");
+    }
     println!("{} passed, {} failed", count(&text, "passed"), count(&text, "failed"));
     if !output.status.success() {
         bail!("tests failed");
@@ -114,6 +122,24 @@ fn check_advisories(skipped: &mut Vec<String>) -> anyhow::Result<()> {
     bail!("{text}")
 }
 
+/// Returns the name and the end of the output of each test that failed, of a test runner's whole output.
+fn failures(text: &str) -> Vec<String> {
+    let failed: BTreeSet<&str> =
+        text.lines().filter_map(|line| line.strip_prefix("test ")?.strip_suffix(" ... FAILED")).collect();
+    let mut found = Vec::new();
+    for block in text.split("\n---- ").skip(1) {
+        let Some((name, output)) = block.split_once(" stdout ----\n") else { continue };
+        if failed.contains(name) {
+            // The next heading of the runner ends the last block of a section.
+            let output = output.split("\n\n\nfailures:").next().unwrap_or_default();
+            let output = output.split("\nstack backtrace:").next().unwrap_or_default().trim();
+            let long = output.char_indices().rev().nth(FAILURE_LEN_MAX).map_or(0, |(at, _)| at);
+            found.push(format!("{name}\n{}", &output[long..]));
+        }
+    }
+    found
+}
+
 /// Adds up a column of the test runner's summary lines.
 fn count(text: &str, word: &str) -> u64 {
     text.lines()
@@ -133,4 +159,15 @@ fn step(name: &str, args: &[&str]) -> anyhow::Result<()> {
         bail!("{name}: cargo {} failed", args.join(" "));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_failed_tests_output_is_found() {
+        let text = "test a ... ok\ntest b::c ... FAILED\n\nsuccesses:\n\n---- a stdout ----\nfine\n\n\nfailures:\n\n\
+            ---- b::c stdout ----\nthread panicked\nwhy\nstack backtrace:\n 0: x\n\n\nfailures:\n    b::c\n";
+        assert_eq!(super::failures(text), ["b::c\nthread panicked\nwhy"]);
+        assert_eq!(super::count("test result: FAILED. 3 passed; 1 failed; 0 ignored", "passed"), 3);
+    }
 }

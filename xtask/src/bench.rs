@@ -1,12 +1,8 @@
 //! Benchmarks: ratios within one run, because absolute times say more about a machine than about banger.
 
+use crate::bare::Floor;
 use crate::programs::{Built, Profile, Store};
 use anyhow::{Context as _, bail};
-use banger_tests::{code_that_powers_off, static_program};
-use banger_vmm::{Driver, MachinePlan};
-use banger_wire::size::Mebibytes;
-use std::path::Path;
-use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -28,13 +24,13 @@ pub(crate) fn run() -> anyhow::Result<()> {
     let vcpu = VCPU.to_string();
     let vm = ["--image", IMAGE, "--memory", &memory, "--vcpu", &vcpu];
     let warm = [&["vm", "run", "--rm"][..], &vm, &["--", "true"]].concat();
-    let floor = Floor::new(&store)?;
+    let floor = Floor::new(&store, VCPU, MEMORY_MIB)?;
     // Warm: kernel and image in the page cache, the daemon runs, no vm does.
     store.ok(&warm)?;
-    floor.boot()?;
+    timed(|| floor.boot())?;
     let (mut ours, mut bare, mut booted) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..RUNS {
-        bare.push(floor.boot()?);
+        bare.push(timed(|| floor.boot())?);
         ours.push(timed(|| store.ok(&warm).map(drop))?);
         store.configure(NO_RESTORE)?;
         booted.push(timed(|| store.ok(&warm).map(drop))?);
@@ -105,57 +101,6 @@ pub(crate) fn boots(count: usize) -> anyhow::Result<()> {
     if failed.is_empty() { Ok(()) } else { bail!("failed:\n{}", failed.join("\n")) }
 }
 
-/// The least a boot can cost: the same VMM, machine, processor, memory and kernel, and nothing to do.
-struct Floor {
-    launch: banger_vmm::Launch,
-    _dir: tempfile::TempDir,
-}
-
-impl Floor {
-    fn new(store: &Store) -> anyhow::Result<Self> {
-        let dir = tempfile::tempdir()?;
-        let initrd = dir.path().join("initrd");
-        std::fs::write(&initrd, cpio(&static_program(&code_that_powers_off())))?;
-        let program = which("qemu-system-x86_64")?;
-        let plan = MachinePlan {
-            driver: Driver::Qemu,
-            program,
-            kvm: false,
-            pci: true,
-            vcpu: VCPU,
-            memory: Mebibytes(MEMORY_MIB),
-            kernel: store.path().join("kernels/generic-6.12/vmlinux"),
-            initrd,
-            tsc_khz: tsc_khz(),
-            cmdline: Vec::new(),
-            drives: Vec::new(),
-            net: None,
-            run_dir: dir.path().to_owned(),
-            gives_memory_back: false,
-            to_be_saved: false,
-            saved: None,
-        };
-        Ok(Self { launch: banger_vmm::launch(&plan), _dir: dir })
-    }
-
-    fn boot(&self) -> anyhow::Result<Duration> {
-        timed(|| {
-            let mut command = Command::new(&self.launch.program);
-            let status =
-                command.args(&self.launch.args).stdin(Stdio::null()).stdout(Stdio::null()).status()?;
-            if status.success() { Ok(()) } else { bail!("the bare machine ended with {status}") }
-        })
-    }
-}
-
-/// The rate banger gives the kernel too, as the processor states it.
-fn tsc_khz() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/cpuinfo").ok()?;
-    let line = text.lines().find(|line| line.starts_with("cpu MHz"))?;
-    let mhz: f64 = line.rsplit(' ').next()?.parse().ok()?;
-    Some((mhz * 1000.0) as u64)
-}
-
 /// Times `vm exec -- true`, and what starting a program costs within the guest.
 fn exec_times(store: &Store, vm: &[&str]) -> anyhow::Result<(Vec<Duration>, Vec<Duration>)> {
     let create = [&["vm", "create", "--name", "bench", "--wait", "boot"][..], vm].concat();
@@ -198,28 +143,4 @@ pub(crate) fn spread(values: &[f64], unit: &str) -> String {
         }
         _ => "no runs".to_owned(),
     }
-}
-
-fn which(program: &str) -> anyhow::Result<std::path::PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let found = std::env::split_paths(&path).map(|dir| dir.join(program)).find(|path| path.is_file());
-    found.with_context(|| format!("`{program}` is not installed"))
-}
-
-/// An initramfs ("newc" cpio) with one program as `/init`.
-fn cpio(init: &[u8]) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    let entries = [(Path::new("init"), 0o100_755, init), (Path::new("TRAILER!!!"), 0, &[][..])];
-    for (number, (name, mode, data)) in entries.into_iter().enumerate() {
-        let name = name.as_os_str().as_encoded_bytes();
-        let fields =
-            [number as u32 + 1, mode, 0, 0, 1, 0, data.len() as u32, 0, 0, 0, 0, name.len() as u32 + 1, 0];
-        bytes.extend_from_slice(b"070701");
-        fields.iter().for_each(|field| bytes.extend_from_slice(format!("{field:08x}").as_bytes()));
-        for part in [&[name, &[0]].concat()[..], data] {
-            bytes.extend_from_slice(part);
-            bytes.resize(bytes.len().next_multiple_of(4), 0);
-        }
-    }
-    bytes
 }

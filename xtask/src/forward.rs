@@ -1,9 +1,11 @@
-//! Bytes into a vm and out of it: `vm cp` and a forwarded port against the plainest stream there is by the same channel,
-//! that of a command.
+//! Bytes into a vm and out of it: commands' streams, `vm cp`, forwarded ports and ssh, each against the plainest stream
+//! there is by the same kind of channel.
 
+use crate::bare::RawChannel;
 use crate::bench::spread;
 use crate::programs::{Built, Profile, Store};
 use anyhow::{Context as _, bail};
+use std::cell::RefCell;
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpStream};
 use std::path::Path;
@@ -48,30 +50,41 @@ pub(crate) fn run(profile: Profile) -> anyhow::Result<()> {
         SERVER,
     ])?;
     let at = opened(&store)?;
-    let dd = ["vm", "exec", "bench", "--", "dd", "if=/dev/zero", "bs=64k", "count=1024", "status=none"];
-    let mut times: [Vec<f64>; 6] = Default::default();
-    for _ in 0..RUNS {
-        let work: [&dyn Fn() -> anyhow::Result<()>; 6] = [
-            &|| stream(&store, &["vm", "exec", "bench", "--", "sh", "-c", "cat > /dev/null"], Some(&file)),
-            &|| store.ok(&["vm", "cp", here, "bench:/root/file"]).map(drop),
-            &|| send(&at),
-            &|| stream(&store, &dd, None),
-            &|| store.ok(&["vm", "cp", "bench:/root/file", there]).map(drop),
-            &|| fetch(&at),
-        ];
-        for (times, work) in times.iter_mut().zip(work) {
-            let started = Instant::now();
-            work()?;
-            times.push(started.elapsed().as_secs_f64());
+    let raw = RefCell::new(RawChannel::open(&store)?);
+    let dd = ["dd", "if=/dev/zero", "bs=64k", "count=1024", "status=none"];
+    let exec = [&["vm", "exec", "bench", "--"][..], &dd].concat();
+    let ssh = [&["vm", "ssh", "bench", "--"][..], &dd].concat();
+    let into: [(&str, &dyn Fn() -> anyhow::Result<()>); 5] = [
+        ("the bare channel", &|| raw.borrow_mut().send(LEN)),
+        ("vm exec", &|| {
+            stream(&store, &["vm", "exec", "bench", "--", "sh", "-c", "cat > /dev/null"], Some(&file))
+        }),
+        ("vm cp", &|| store.ok(&["vm", "cp", here, "bench:/root/file"]).map(drop)),
+        ("a port", &|| send(&at)),
+        ("vm ssh", &|| stream(&store, &["vm", "ssh", "bench", "--", "cat > /dev/null"], Some(&file))),
+    ];
+    let out_of: [(&str, &dyn Fn() -> anyhow::Result<()>); 5] = [
+        ("the bare channel", &|| raw.borrow_mut().fetch(LEN)),
+        ("vm exec", &|| stream(&store, &exec, None)),
+        ("vm cp", &|| store.ok(&["vm", "cp", "bench:/root/file", there]).map(drop)),
+        ("a port", &|| fetch(&at)),
+        ("vm ssh", &|| stream(&store, &ssh, None)),
+    ];
+    for (way, kinds) in [("into the vm", into), ("out of it", out_of)] {
+        let mut times: [Vec<f64>; 5] = Default::default();
+        for _ in 0..RUNS {
+            for (times, (_, work)) in times.iter_mut().zip(&kinds) {
+                let started = Instant::now();
+                work()?;
+                times.push(started.elapsed().as_secs_f64());
+            }
         }
-    }
-    let rate = |times: &[f64]| -> Vec<f64> { times.iter().map(|time| (LEN >> 20) as f64 / time).collect() };
-    let ratio =
-        |plain: &[f64], ours: &[f64]| -> Vec<f64> { plain.iter().zip(ours).map(|(a, b)| a / b).collect() };
-    for (way, of) in [("into the vm", 0), ("out of it", 3)] {
-        println!("{way}: a command's stream    {}", spread(&rate(&times[of]), "MiB/s"));
-        for (what, ours) in [("vm cp", of + 1), ("a port", of + 2)] {
-            println!("  {what}, of that   {}   budget 0.8", spread(&ratio(&times[of], &times[ours]), "x"));
+        let [bare, ours @ ..] = &times;
+        let rate: Vec<f64> = bare.iter().map(|time| (LEN >> 20) as f64 / time).collect();
+        println!("{way}: {}    {}", kinds[0].0, spread(&rate, "MiB/s"));
+        for ((what, _), ours) in kinds.iter().skip(1).zip(ours) {
+            let ratios: Vec<f64> = bare.iter().zip(ours).map(|(bare, ours)| bare / ours).collect();
+            println!("  {what:8} of that   {}   budget 0.8", spread(&ratios, "x"));
         }
     }
     store.ok(&["vm", "delete", "-f", "bench"]).map(drop)

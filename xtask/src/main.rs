@@ -2,6 +2,7 @@
 #![allow(clippy::print_stdout, reason = "a developer tool talks on standard output")]
 #![allow(clippy::disallowed_methods, reason = "a developer tool runs programs")]
 
+mod bare;
 mod bench;
 mod ci;
 mod crowd;

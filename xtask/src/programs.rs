@@ -1,6 +1,7 @@
 //! banger itself, built and with a store of its own.
 
 use anyhow::{Context as _, bail};
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -86,8 +87,15 @@ impl Store {
 
     /// Returns `banger` with arguments, on this store.
     pub(crate) fn banger(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(&self.banger);
-        command.args(args).env("BANGER_STATE_DIR", self.path()).env("XDG_CONFIG_HOME", self.dir.path());
+        let mut command = self.program(&self.banger);
+        command.args(args);
+        command
+    }
+
+    /// Returns a program for which `banger` is on this store.
+    pub(crate) fn program(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new(program);
+        command.env("BANGER_STATE_DIR", self.path()).env("XDG_CONFIG_HOME", self.dir.path());
         command
     }
 

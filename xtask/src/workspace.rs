@@ -1,5 +1,5 @@
-//! `bench workspace`: a checkout of 10,000 files into a vm, against `tar | vm exec tar x` of the same; what a long history
-//! and much content add; and whether it would pay to compress what travels.
+//! `bench workspace`: a checkout of 10,000 files into a vm, against `tar | vm exec tar x` of the same and against git over
+//! `vm ssh`; what a long history and much content add; and whether it would pay to compress what travels.
 
 use crate::bench::spread;
 use crate::programs::{Built, Profile, Store};
@@ -35,15 +35,18 @@ pub(crate) fn run(profile: Profile) -> anyhow::Result<()> {
     store.ok(&VM)?;
     let packed = Command::new("tar").args(["c", "-C"]).arg(&checkout).arg(".").output()?.stdout;
     println!("{files} files of crates, {} MiB with their repository", packed.len() >> 20);
-    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    let (mut ours, mut tars, mut pushes) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..RUNS {
-        theirs.push(seconds(|| tar(&store, &checkout))?);
+        tars.push(seconds(|| tar(&store, &checkout))?);
         ours.push(seconds(|| place(&store, &checkout))?);
+        pushes.push(seconds(|| push(&store, &checkout))?);
     }
-    let ratios: Vec<f64> = ours.iter().zip(&theirs).map(|(a, b)| a / b).collect();
+    let ratios = |theirs: &[f64]| -> Vec<f64> { ours.iter().zip(theirs).map(|(a, b)| a / b).collect() };
     println!("workspace prepare            {}", spread(&ours, "s"));
-    println!("tar | vm exec tar x          {}", spread(&theirs, "s"));
-    println!("  ratio, pair by pair        {}   budget 1.5", spread(&ratios, "x"));
+    println!("tar | vm exec tar x          {}", spread(&tars, "s"));
+    println!("  ratio, pair by pair        {}   budget 1.5", spread(&ratios(&tars), "x"));
+    println!("git push over vm ssh, checkout  {}", spread(&pushes, "s"));
+    println!("  ratio, pair by pair        {}", spread(&ratios(&pushes), "x"));
     commits(&checkout, COMMITS)?;
     println!("with {COMMITS} commits more      {}", spread(&[seconds(|| place(&store, &checkout))?], "s"));
     let large = dir.path().join("large");
@@ -137,6 +140,18 @@ fn tar(store: &Store, checkout: &Path) -> anyhow::Result<()> {
     let mut command = store.banger(&["vm", "exec", "bench", "--", "sh", "-c", script]);
     succeed(command.stdin(tar.stdout.take().context("no pipe")?))?;
     if tar.wait()?.success() { Ok(()) } else { bail!("tar failed") }
+}
+
+/// What a clone from the host would be, if the guest could reach it: the repository pushed, and checked out there.
+fn push(store: &Store, checkout: &Path) -> anyhow::Result<()> {
+    let guest = |script: &str| store.ok(&["vm", "exec", "bench", "--", "sh", "-ec", script]).map(drop);
+    guest("rm -rf /root/clone; git init -q -b other /root/clone")?;
+    // Git starts ssh with the variables that say which store this is.
+    let ssh = format!("{} vm ssh", store.banger(&[]).get_program().display());
+    let mut command = store.program("git");
+    command.args(["push", "-q", "ssh://bench/root/clone", "HEAD:refs/heads/main"]).current_dir(checkout);
+    succeed(command.env("GIT_SSH_COMMAND", ssh).env("GIT_SSH_VARIANT", "simple"))?;
+    guest("cd /root/clone; git checkout -q main; sync -f .")
 }
 
 fn succeed(command: &mut Command) -> anyhow::Result<()> {

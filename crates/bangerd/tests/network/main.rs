@@ -457,19 +457,24 @@ fn without_a_route_a_vm_boots_and_says_so() {
 fn an_address_the_host_gets_later_is_out_of_reach() {
     let name = "an_address_the_host_gets_later_is_out_of_reach";
     let Some((world, store)) = prepare(name, ORDINARY_UID) else { return };
-    // The guest asks for the public address until it gets nothing any more: by then it is the host's own.
+    // The guest asks for the public addresses until it gets nothing any more: by then they are the host's own.
     let script = format!(
-        "curl -sS -m 4 http://{PUBLIC}/before && for i in $(seq 40); do \
-         curl -sS -m 4 http://{PUBLIC}/again || {{ echo refused; exit; }}; sleep 0.25; done"
+        "ask() {{ curl -sS -m 4 -g http://$1/$2; }}; ask {PUBLIC} before && ask [{PUBLIC6}] before || exit
+        for address in {PUBLIC} [{PUBLIC6}]; do for i in $(seq 40); do \
+        ask $address again || {{ echo refused; continue 2; }}; sleep 0.25; done; done"
     );
     let (output, errors) = std::thread::scope(|scope| {
         scope.spawn(|| {
-            world.wait_heard("public tcp /before");
-            world.take_public_address();
+            world.wait_heard("public6 tcp /before");
+            world.take_public_addresses();
         });
         store.run(&world, &[], &script)
     });
-    assert!(output.starts_with("public") && output.trim_end().ends_with("refused"), "{output}\n{errors}");
+    assert!(
+        output.starts_with("publicpublic6") || output.starts_with("public\npublic6"),
+        "{output}\n{errors}"
+    );
+    assert_eq!(output.matches("refused").count(), 2, "{output}\n{errors}");
 }
 
 #[test]

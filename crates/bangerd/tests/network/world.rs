@@ -184,11 +184,14 @@ impl World {
         self.host.run(move || rustix::mount::mount_bind(with, path).unwrap());
     }
 
-    /// Makes the public address one of the host's own.
-    pub(crate) fn take_public_address(&self) {
+    /// Makes the public addresses the host's own.
+    pub(crate) fn take_public_addresses(&self) {
         self.host.ip("addr add 93.184.216.34/32 dev lo");
-        let heard = self.heard.clone();
-        self.host.run(move || serve(PUBLIC, "public", &heard));
+        self.host.ip("addr add 2606:2800:220:1::34/128 dev lo nodad");
+        for (address, word) in [(PUBLIC, "public"), (PUBLIC6, "public6")] {
+            let heard = self.heard.clone();
+            self.host.run(move || serve(address, word, &heard));
+        }
     }
 
     /// What the web servers were asked, in order: `word tcp path` or `word udp`.

@@ -259,13 +259,17 @@ impl Drop for Owner {
     }
 }
 
+/// How often what is waited for is looked at before it counts as late.
+const CHECKS_MIN: u32 = 100;
+
 /// Waits for what comes by itself; a leak never does.
 pub(crate) fn wait_for(what: &str, mut check: impl FnMut() -> Result<(), String>) {
     let deadline = Instant::now() + Duration::from_secs(60);
-    loop {
+    // Time alone passes also while the whole machine stands still.
+    for checks in 1.. {
         match check() {
             Ok(()) => return,
-            Err(why) if Instant::now() > deadline => panic!("{what}: {why}"),
+            Err(why) if checks >= CHECKS_MIN && Instant::now() > deadline => panic!("{what}: {why}"),
             Err(_) => std::thread::sleep(Duration::from_millis(50)),
         }
     }

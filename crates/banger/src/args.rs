@@ -392,6 +392,9 @@ pub(crate) struct SessionArgs {
     /// Give it no terminal.
     #[arg(short = 'T', long = "no-tty")]
     pub(crate) no_tty: bool,
+    /// Let it use your ssh agent, for as long as it runs.
+    #[arg(short = 'A', long)]
+    pub(crate) forward_agent: bool,
 }
 
 /// `banger vm run`.

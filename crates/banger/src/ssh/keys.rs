@@ -21,7 +21,7 @@ use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 /// What the fields of an Ed25519 public key begin with: its kind, and its length.
-const PUBLIC_PREFIX: &[u8] = b"\0\0\0\x0bssh-ed25519\0\0\0\x20";
+pub(super) const PUBLIC_PREFIX: &[u8] = b"\0\0\0\x0bssh-ed25519\0\0\0\x20";
 /// What host keys are made of, besides the secret and the vm's id.
 const HOST_KEY_PURPOSE: &str = "banger ssh host key 1 ";
 /// Beginning of the names of unfinished files.

@@ -7,6 +7,7 @@
 //! Nothing listens anywhere, and no network is needed. `ssh` gets a key and known hosts of banger's own; its other
 //! settings are the user's.
 
+pub(crate) mod agent;
 mod config;
 mod keys;
 mod options;

@@ -53,7 +53,7 @@ impl Keys {
             Err(found) if found.kind() == io::ErrorKind::AlreadyExists => {}
             made => made.map_err(error)?,
         }
-        let mut keys = Self { dir, secret: Vec::new(), client: Vec::new(), chosen };
+        let mut keys = Self::named(state, chosen);
         if !(keys.secret_file().exists() && (keys.chosen.is_some() || keys.client_key().exists())) {
             let _lock = lock(&keys.dir)?;
             keys.make()?;
@@ -74,6 +74,11 @@ impl Keys {
             }
         };
         Ok(keys)
+    }
+
+    /// Returns the keys by the names of their files, for settings; none is read or made.
+    pub(super) fn named(state: &StateDir, chosen: Option<PathBuf>) -> Self {
+        Self { dir: dir_of(state), secret: Vec::new(), client: Vec::new(), chosen }
     }
 
     /// Makes what is missing; the lock is held. Each file is whole when it has its name.
@@ -193,6 +198,14 @@ fn parse_public(text: &str) -> Option<Vec<u8>> {
     let blob =
         (words.next()? == "ssh-ed25519").then(|| STANDARD.decode(words.next()?.trim()).ok()).flatten()?;
     blob.strip_prefix(PUBLIC_PREFIX).filter(|key| key.len() == KEY_LEN).map(<[u8]>::to_vec)
+}
+
+/// Looks whether a key of the owner's own can be used.
+///
+/// # Errors
+/// When it can't.
+pub(super) fn check_chosen(private: &Path) -> Result<(), WireError> {
+    read_chosen(private).map(|_| ())
 }
 
 /// Returns the public half of a key of the owner's own, which has to be next to it.

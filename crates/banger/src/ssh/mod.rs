@@ -8,6 +8,7 @@
 //! settings are the user's.
 
 pub(crate) mod agent;
+pub(crate) mod check;
 mod config;
 mod keys;
 mod options;
@@ -86,16 +87,21 @@ fn no_program(program: &str, error: &std::io::Error) -> WireError {
 
 /// Returns the keys that the config has the client use.
 async fn keys(context: &mut Context) -> Result<Keys, Stop> {
+    let chosen = chosen_key(context).await?;
+    Ok(Keys::ensure(context.client.state(), chosen)?)
+}
+
+/// Returns the private key that the config names, if it does.
+async fn chosen_key(context: &mut Context) -> Result<Option<PathBuf>, Stop> {
     let outcome = context.ask(Request::ConfigShow).await?;
     let config = expect_outcome!(outcome, Config)?;
     let value =
         config.values.iter().find(|value| value.key == KEY_PATH).and_then(|value| value.value.as_str());
     let home = std::env::var_os("HOME").map(PathBuf::from);
-    let chosen = value.map(|text| match (Path::new(text).strip_prefix("~"), home) {
+    Ok(value.map(|text| match (Path::new(text).strip_prefix("~"), home) {
         (Ok(below), Some(home)) => home.join(below),
         _ => PathBuf::from(text),
-    });
-    Ok(Keys::ensure(context.client.state(), chosen)?)
+    }))
 }
 
 /// Writes down the host keys of all vms; there is none to be asked about.

@@ -24,7 +24,7 @@ pub(crate) use config::{CacheCommand, CachePruneArgs, ConfigCommand};
 pub(crate) use copy::CopyArgs;
 pub(crate) use dns::{DnsCommand, DnsSetupArgs, ResolverArg};
 pub(crate) use image::{ImageCacheCommand, ImageCommand, KernelCommand};
-pub(crate) use net::{NetArg, NetChangeArgs, NetCommand, parse_mode};
+pub(crate) use net::{NetArg, NetChangeArgs, NetCommand};
 pub(crate) use ports::PortsArgs;
 pub(crate) use ssh::{SshArgs, SshConfigArgs, SshProxyArgs, words_apart};
 pub(crate) use vm::{

@@ -307,7 +307,10 @@ fn vm_spec(
         memory: args.memory,
         disk_size: args.disk_size,
         net: args.net.as_ref().map(|net| net.mode),
-        net_rules: NetRules { allow: args.net.map(|net| net.allow).unwrap_or_default(), deny: Vec::new() },
+        net_rules: NetRules {
+            allow: args.net.and_then(|net| net.allow).unwrap_or_default(),
+            deny: Vec::new(),
+        },
         vmm: args.vmm.map(Into::into),
         rm,
         wait: args.wait.map_or(default_wait, Into::into),

@@ -219,6 +219,7 @@ mod tests {
         let path = dir.path().join("agent");
         let mut started = std::process::Command::new("ssh-agent");
         started.arg("-D").arg("-a").arg(&path).stdout(std::process::Stdio::null());
+        started.stderr(std::process::Stdio::null());
         let Ok(mut agent) = started.spawn() else {
             println!("skipped: openssh_is_told_that_it_is_asked_from_afar: there is no `ssh-agent` here");
             return;

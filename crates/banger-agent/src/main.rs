@@ -17,6 +17,7 @@ mod console;
 mod copy;
 mod devices;
 mod disk;
+mod forwarded;
 mod guest;
 mod handover;
 mod init;

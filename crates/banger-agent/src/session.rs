@@ -7,6 +7,7 @@
 use crate::beside;
 use crate::changes::ExportError;
 use crate::command::{Defaults, Prepared, prepare};
+use crate::forwarded::{self, Forwarded};
 use crate::ssh;
 use banger_sys::child;
 use banger_wire::channel::{self, ChannelReader, ChannelWriter, Feed};
@@ -16,6 +17,7 @@ use banger_wire::exec::{
 };
 use banger_wire::frame::{DATA_LEN_MAX, Frame, Kind};
 use banger_wire::ssh::SshSpec;
+use banger_wire::ssh_agent;
 use rustix::process::{Pid, Signal};
 use std::cell::Cell;
 use std::os::fd::OwnedFd;
@@ -71,16 +73,16 @@ pub(crate) async fn run(
     mut inbox: mpsc::UnboundedReceiver<Frame>,
     out: mpsc::Sender<Frame>,
 ) {
-    let event = match start(&spec, &defaults) {
+    let event = match start(session, &spec, &defaults, &out) {
         Err(error) => SessionEvent::Failed(error),
-        Ok(started) => {
+        Ok((started, forwarded)) => {
             send_event(
                 &out,
                 session,
                 &SessionEvent::Started { pid: started.pid.as_raw_nonzero().get().unsigned_abs() },
             )
             .await;
-            match follow(session, started, &mut inbox, &out).await {
+            match follow(session, started, forwarded, &mut inbox, &out).await {
                 Some(event) => event,
                 None => return,
             }
@@ -100,7 +102,7 @@ pub(crate) async fn serve_ssh(
 ) {
     let start = ssh::Start::new(spec, &defaults);
     let event = match start_ssh(&start).await {
-        Ok(started) => match follow(session, started, &mut inbox, &out).await {
+        Ok(started) => match follow(session, started, None, &mut inbox, &out).await {
             Some(event) => event,
             None => return,
         },
@@ -281,8 +283,23 @@ pub(crate) struct Started {
     pub(crate) terminal: Option<OwnedFd>,
 }
 
-fn start(spec: &ExecSpec, defaults: &Defaults) -> Result<Started, WireError> {
-    start_prepared(prepare(spec, defaults)?, spec.tty)
+/// Starts a command, with the way to the client's ssh agent that it was to have.
+fn start(
+    session: u32,
+    spec: &ExecSpec,
+    defaults: &Defaults,
+    out: &mpsc::Sender<Frame>,
+) -> Result<(Started, Option<Forwarded>), WireError> {
+    let mut prepared = prepare(spec, defaults)?;
+    let forwarded = spec.forward_agent.then(|| Forwarded::listen(session, &prepared.identity, out.clone()));
+    let forwarded = forwarded.transpose().map_err(|error| WireError {
+        causes: vec![error.to_string()],
+        ..WireError::new(ErrorCode::Failed, "could not make a socket for the ssh agent in the guest")
+    })?;
+    if let Some(forwarded) = &forwarded {
+        prepared.command.env(forwarded::VARIABLE, forwarded.path());
+    }
+    Ok((start_prepared(prepared, spec.tty)?, forwarded))
 }
 
 /// Starts a command, on a terminal of this size or on pipes.
@@ -388,6 +405,7 @@ pub(crate) fn set_size(terminal: &OwnedFd, size: TerminalSize) {
 async fn follow(
     session: u32,
     mut started: Started,
+    forwarded: Option<Forwarded>,
     inbox: &mut mpsc::UnboundedReceiver<Frame>,
     out: &mpsc::Sender<Frame>,
 ) -> Option<SessionEvent> {
@@ -405,6 +423,11 @@ async fn follow(
         tokio::select! {
             status = started.child.wait() => break status,
             frame = inbox.recv() => match frame {
+                Some(frame) if frame.kind != Kind::Close && ssh_agent::CHANNELS.contains(&frame.channel) => {
+                    if let Some(forwarded) = &forwarded {
+                        forwarded.receive(frame);
+                    }
+                }
                 Some(frame) if frame.kind != Kind::Close => {
                     receive(&frame, &mut input, &outputs, started.pid, started.terminal.as_ref());
                 }
@@ -417,6 +440,7 @@ async fn follow(
         }
     };
     feeder.abort();
+    drop(forwarded);
     drain(&mut pumps, &outputs, inbox).await?;
     Some(match status {
         Ok(status) => SessionEvent::Exited(exit_status(status)),

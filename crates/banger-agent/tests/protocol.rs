@@ -380,3 +380,126 @@ fn what_is_used_is_told_in_numbers() {
         .send(&Frame::message(0, &HostMessage::Console { size: TerminalSize { rows: 1, cols: 1 } }).unwrap());
     assert_eq!(agent.run(&[b"true"]).event, Some(SessionEvent::Exited(ExitStatus::Code(0))));
 }
+
+/// Asks the ssh agent which keys it has.
+const IDENTITIES: [u8; 5] = [0, 0, 0, 1, 11];
+
+#[test]
+fn the_ssh_agent_of_the_client_is_there_for_one_command() {
+    let mut agent = Agent::configured();
+    let script = b"stat -c '%a %u' $SSH_AUTH_SOCK; echo $SSH_AUTH_SOCK; read line";
+    agent.open(ExecSpec { forward_agent: true, ..spec(&[b"sh", b"-c", script]) });
+    let (mut said, mut path) = (String::new(), None);
+    while path.is_none() {
+        let frame = agent.next();
+        if frame.kind == Kind::Data {
+            said.push_str(std::str::from_utf8(&frame.payload).unwrap());
+            path = said.strip_suffix('\n').and_then(|said| said.lines().nth(1)).map(str::to_owned);
+        }
+    }
+    let path = path.unwrap();
+    let uid = rustix::process::getuid().as_raw();
+    assert_eq!(said.lines().next(), Some(&*format!("600 {uid}")));
+
+    // One request is under way at a time, whoever asks.
+    let connect = || UnixStream::connect(&path).unwrap();
+    let (mut first, mut second) = (connect(), connect());
+    first.write_all(&IDENTITIES).unwrap();
+    assert_eq!(agent.next(), Frame::data(1, 16, IDENTITIES.to_vec()));
+    second.write_all(&IDENTITIES).unwrap();
+    agent.send(&Frame::message(0, &HostMessage::Ping { seq: 7 }).unwrap());
+    assert_eq!(agent.next().parse::<GuestMessage>().unwrap(), GuestMessage::Pong { seq: 7 });
+    agent.send(&Frame::data(1, 16, vec![0, 0, 0]));
+    agent.send(&Frame::data(1, 16, vec![2, 12, 34]));
+    let mut answer = [0; 6];
+    first.read_exact(&mut answer).unwrap();
+    assert_eq!(answer, [0, 0, 0, 2, 12, 34]);
+    assert_eq!(agent.next(), Frame::data(1, 17, IDENTITIES.to_vec()));
+    // One without an answer ends, and gives its channel back once both sides have said so.
+    agent.send(&Frame::eof(1, 17));
+    assert_eq!(second.read(&mut answer).unwrap(), 0);
+    assert_eq!(agent.next(), Frame::eof(1, 17));
+    drop(first);
+    assert_eq!(agent.next(), Frame::eof(1, 16));
+    let mut third = connect();
+    third.write_all(&IDENTITIES).unwrap();
+    assert_eq!(agent.next(), Frame::data(1, 17, IDENTITIES.to_vec()));
+    agent.send(&Frame::eof(1, 16));
+    agent.send(&Frame::data(1, 17, vec![0, 0, 0, 1, 5]));
+    third.read_exact(&mut answer[..5]).unwrap();
+
+    // The longest message arrives whole, a longer one not at all.
+    let mut long = vec![7; 4 + 256 * 1024];
+    long[..4].copy_from_slice(&[0, 4, 0, 0]);
+    third.write_all(&long).unwrap();
+    let mut received = Vec::new();
+    while received.len() < long.len() {
+        let frame = agent.next();
+        assert_eq!((frame.kind, frame.channel), (Kind::Data, 17));
+        received.extend(frame.payload);
+    }
+    assert!(received == long);
+    agent.send(&Frame::data(1, 17, vec![0, 0, 0, 1, 5]));
+    third.read_exact(&mut answer[..5]).unwrap();
+    third.write_all(&[0, 4, 0, 1]).unwrap();
+    assert_eq!(third.read(&mut answer).unwrap(), 0);
+    assert_eq!(agent.next(), Frame::eof(1, 17));
+
+    // It ends with the command, and so does what uses it.
+    let mut last = connect();
+    last.write_all(&IDENTITIES).unwrap();
+    assert_eq!(agent.next().kind, Kind::Data);
+    agent.send(&Frame::eof(1, STDIN));
+    assert_eq!(agent.finish(|_, _| {}).event, exited(1));
+    assert_eq!(last.read(&mut answer).unwrap(), 0);
+    assert!(!std::path::Path::new(&path).parent().unwrap().exists());
+}
+
+#[test]
+fn more_connections_to_the_ssh_agent_than_there_are_channels_wait() {
+    let mut agent = Agent::configured();
+    let script = b"printf %s $SSH_AUTH_SOCK; read line";
+    agent.open(ExecSpec { forward_agent: true, ..spec(&[b"sh", b"-c", script]) });
+    let path = loop {
+        let frame = agent.next();
+        if frame.kind == Kind::Data {
+            break String::from_utf8(frame.payload).unwrap();
+        }
+    };
+    let mut connections: Vec<_> = (0..40).map(|_| UnixStream::connect(&path).unwrap()).collect();
+    for connection in &mut connections {
+        connection.write_all(&IDENTITIES).unwrap();
+    }
+    let mut served = 0;
+    while served < connections.len() {
+        let frame = agent.next();
+        assert!((16..48).contains(&frame.channel), "{frame:?}");
+        if frame.kind == Kind::Data {
+            agent.send(&Frame::data(1, frame.channel, vec![0, 0, 0, 1, 5]));
+            // Only with its end another one gets the channel.
+            connections[served].read_exact(&mut [0; 5]).unwrap();
+            connections[served].shutdown(std::net::Shutdown::Both).unwrap();
+            served += 1;
+        } else {
+            agent.send(&Frame::eof(1, frame.channel));
+        }
+    }
+    agent.send(&Frame::eof(1, STDIN));
+    assert_eq!(agent.finish(|_, _| {}).event, exited(1));
+}
+
+#[test]
+fn without_being_asked_for_there_is_no_ssh_agent() {
+    let mut agent = Agent::configured();
+    agent.open(spec(&[b"sh", b"-c", b"echo \"<$SSH_AUTH_SOCK>\"; read line"]));
+    // Frames for one are nothing.
+    agent.send(&Frame::data(1, 16, IDENTITIES.to_vec()));
+    let mut seen = false;
+    while !seen {
+        let frame = agent.next();
+        seen = frame.kind == Kind::Data && frame.payload == b"<>\n";
+        assert!(!(16..48).contains(&frame.channel));
+    }
+    agent.send(&Frame::eof(1, STDIN));
+    assert_eq!(agent.finish(|_, _| {}).event, exited(1));
+}

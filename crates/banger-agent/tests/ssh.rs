@@ -279,6 +279,33 @@ fn ports_and_sockets_are_forwarded_both_ways() {
     connect(|| if from_guest.exists() { Err(std::io::Error::other("it stays")) } else { Ok(()) });
 }
 
+#[test]
+fn connections_that_break_off_amid_data_end_no_other() {
+    let Some(pair) = Pair::new("connections_that_break_off_amid_data_end_no_other") else { return };
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = server.local_addr().unwrap().port();
+    // It talks without end.
+    std::thread::spawn(move || {
+        for stream in server.incoming() {
+            std::thread::spawn(move || while stream.as_ref().unwrap().write_all(&[7; 65_536]).is_ok() {});
+        }
+    });
+    let local = free_port();
+    let mut ssh = pair.ssh(&["-N", "-o", "ExitOnForwardFailure=yes", "-L"]);
+    ssh.arg(format!("{local}:127.0.0.1:{port}")).arg("guest").stdin(Stdio::null());
+    let mut ssh = Killed(ssh.spawn().unwrap());
+    let mut lasting = connect(|| TcpStream::connect(("127.0.0.1", local)));
+    let mut piece = vec![0; 100_000];
+    for _ in 0..100 {
+        let mut hasty = TcpStream::connect(("127.0.0.1", local)).unwrap();
+        hasty.read_exact(&mut piece[..1000]).unwrap();
+        // With bytes unread, this resets the connection.
+        drop(hasty);
+        lasting.read_exact(&mut piece).unwrap();
+    }
+    assert!(ssh.0.try_wait().unwrap().is_none(), "ssh has ended");
+}
+
 trait ReadWrite: std::io::Read + std::io::Write {}
 impl<T: std::io::Read + std::io::Write> ReadWrite for T {}
 

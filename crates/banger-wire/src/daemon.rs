@@ -74,7 +74,8 @@ pub enum Request {
         /// Delete a running one too.
         force: bool,
     },
-    /// Changes what a vm has from its next start on; refused while it runs. Ends with `Outcome::Vm`.
+    /// Changes what a vm has from its next start on. Refused while it runs, but for the network: rules count at once, and
+    /// another mode from the next start on. Ends with `Outcome::Vm`.
     VmSet {
         /// Name, id or unique id prefix.
         vm: String,
@@ -86,6 +87,8 @@ pub enum Request {
         disk_size: Option<Mebibytes>,
         /// Outbound network.
         net: Option<NetMode>,
+        /// All that its rules allow; what they allow already when absent.
+        net_allow: Option<Vec<NetTarget>>,
     },
     /// Shows what a vm reaches; ends with `Outcome::Net`.
     VmNetShow {

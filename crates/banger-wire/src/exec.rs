@@ -51,6 +51,9 @@ pub struct ExecSpec {
     /// The client's `TERM`, for a terminal.
     #[serde(default)]
     pub term: Option<String>,
+    /// The command reaches the client's ssh agent; see [`ssh_agent`](crate::ssh_agent).
+    #[serde(default)]
+    pub forward_agent: bool,
 }
 
 /// Host to guest, after the session was opened.

@@ -21,6 +21,7 @@ pub mod net;
 pub mod ports;
 pub mod size;
 pub mod ssh;
+pub mod ssh_agent;
 pub mod stats;
 #[cfg(feature = "tokio")]
 pub mod stream;

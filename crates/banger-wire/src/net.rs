@@ -283,6 +283,9 @@ impl NetRules {
 pub struct NetView {
     /// What its rules add to or take from.
     pub mode: crate::daemon::NetMode,
+    /// The same from the next start on, where that is something else.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_mode: Option<crate::daemon::NetMode>,
     /// Its rules.
     #[serde(flatten)]
     pub rules: NetRules,

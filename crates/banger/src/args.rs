@@ -24,7 +24,7 @@ pub(crate) use config::{CacheCommand, CachePruneArgs, ConfigCommand};
 pub(crate) use copy::CopyArgs;
 pub(crate) use dns::{DnsCommand, DnsSetupArgs, ResolverArg};
 pub(crate) use image::{ImageCacheCommand, ImageCommand, KernelCommand};
-pub(crate) use net::{NetArg, NetChangeArgs, NetCommand, parse_mode};
+pub(crate) use net::{NetArg, NetChangeArgs, NetCommand};
 pub(crate) use ports::PortsArgs;
 pub(crate) use ssh::{SshArgs, SshConfigArgs, SshProxyArgs, words_apart};
 pub(crate) use vm::{
@@ -392,6 +392,9 @@ pub(crate) struct SessionArgs {
     /// Give it no terminal.
     #[arg(short = 'T', long = "no-tty")]
     pub(crate) no_tty: bool,
+    /// Let it use your ssh agent, for as long as it runs.
+    #[arg(short = 'A', long)]
+    pub(crate) forward_agent: bool,
 }
 
 /// `banger vm run`.

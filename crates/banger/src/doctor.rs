@@ -1,8 +1,10 @@
-//! `doctor`: one line a check, as it ends. The first is about the daemon itself, which only a client can tell.
+//! `doctor`: one line a check, as it ends. The first are about the daemon itself and the owner's
+//! settings of ssh, which only a client can tell.
 
 use crate::args::DoctorArgs;
 use crate::client::Client;
 use crate::context::Context;
+use crate::ssh;
 use crate::stop::{Ended, Stop};
 use banger_wire::BUILD;
 use banger_wire::daemon::{Check, Event, Outcome, Request, Verdict};
@@ -10,10 +12,12 @@ use banger_wire::error::WireError;
 
 /// Runs `banger doctor`; the status is 1 when a check failed.
 pub(crate) async fn doctor(context: &mut Context, args: DoctorArgs) -> Ended {
+    let Context { client, signals, .. } = context;
+    let before = signals.unless(async { Ok(build_before(client).await) }).await?;
+    let ssh = ssh::check::check(context).await?;
     let Context { ui, client, signals } = context;
     let mut checks: Vec<Check> = Vec::new();
     let mut told = Ok(());
-    let before = signals.unless(async { Ok(build_before(client).await) }).await?;
     let mut observe = |event: &Event| match event {
         Event::Check(check) => {
             ui.clear_progress();
@@ -38,6 +42,7 @@ pub(crate) async fn doctor(context: &mut Context, args: DoctorArgs) -> Ended {
                 }
             };
             observe(&Event::Check(same_build(before.as_deref())));
+            observe(&Event::Check(ssh));
             Ok(Some(operation.outcome(&mut observe).await?))
         })
         .await;

@@ -62,6 +62,7 @@ fn net_pairs(net: &NetView) -> String {
         .collect();
     render_pairs(&[
         ("network", Some(net_word(net.mode).to_owned())),
+        ("from the next start", net.next_mode.map(|mode| net_word(mode).to_owned())),
         ("allowed", list(&net.rules.allow)),
         ("denied", list(&net.rules.deny)),
         ("open by name", Some(open.join(", ")).filter(|open| !open.is_empty())),
@@ -96,7 +97,7 @@ mod tests {
         let target = |text: &str| text.parse().unwrap();
         let rules = NetRules { allow: vec![target("a.example:443"), target("10.0.0.0/8")], deny: Vec::new() };
         let open = OpenName { name: "a.example".to_owned(), address: "9.9.9.9".parse().unwrap(), left_s: 90 };
-        let net = NetView { mode: NetMode::Allow, rules, live: true, open: vec![open] };
+        let net = NetView { mode: NetMode::Allow, next_mode: None, rules, live: true, open: vec![open] };
         assert_eq!(
             net_pairs(&net),
             "network:      allow\n\

@@ -6,6 +6,7 @@ use crate::env::{self, proxy_variables};
 use crate::progress::{Progress, plan_line, ready_lines};
 use crate::project;
 use crate::session::{self, SessionPlan};
+use crate::ssh::agent;
 use crate::stop::{Ended, Stop, invalid};
 use crate::terminal;
 use crate::text::escape;
@@ -30,6 +31,7 @@ use std::time::Duration;
 /// Runs `banger vm run`.
 pub(crate) async fn run(context: &mut Context, args: RunArgs) -> Ended {
     check(&args)?;
+    check_agent(context, &args.session).await?;
     let flags_given = !args.workspace.are_absent();
     // A command would fail in ways that say less; in a shell somebody can see to it.
     let tools = Tools { must: !args.command.is_empty(), user: args.session.user.clone() };
@@ -212,6 +214,7 @@ pub(crate) async fn create(context: &mut Context, args: CreateArgs) -> Ended {
 /// Runs `banger vm exec`.
 pub(crate) async fn exec(context: &mut Context, args: ExecArgs) -> Ended {
     let env = env::collect(&args.env_file, &args.env)?;
+    check_agent(context, &args.session).await?;
     let vm = running(context, args.vm).await?;
     if args.auto_prepare {
         refresh(context, &vm).await?;
@@ -257,6 +260,10 @@ fn check(args: &RunArgs) -> Result<(), WireError> {
         )
         .hinted("leave one of them out"));
     }
+    if args.detach && args.session.forward_agent {
+        return Err(invalid("`-d` makes a vm and returns, so nothing runs that could use `-A`")
+            .hinted("start it with `banger vm run -d`, then use `banger vm exec -A`"));
+    }
     if args.detach && !args.command.is_empty() {
         return Err(invalid("`-d` makes a vm and returns, so it takes no command")
             .hinted("start it with `banger vm run -d`, then use `banger vm exec`"));
@@ -267,6 +274,14 @@ fn check(args: &RunArgs) -> Result<(), WireError> {
     }
     if args.json && !args.detach && !args.dry_run {
         return Err(invalid("`--json` needs `-d` or `--dry-run`: otherwise stdout is the command's"));
+    }
+    Ok(())
+}
+
+/// An agent that is to be forwarded has to be there before anything is made.
+async fn check_agent(context: &mut Context, args: &SessionArgs) -> Result<(), Stop> {
+    if args.forward_agent {
+        context.signals.unless(async { Ok(agent::find().await?) }).await?;
     }
     Ok(())
 }
@@ -292,7 +307,10 @@ fn vm_spec(
         memory: args.memory,
         disk_size: args.disk_size,
         net: args.net.as_ref().map(|net| net.mode),
-        net_rules: NetRules { allow: args.net.map(|net| net.allow).unwrap_or_default(), deny: Vec::new() },
+        net_rules: NetRules {
+            allow: args.net.and_then(|net| net.allow).unwrap_or_default(),
+            deny: Vec::new(),
+        },
         vmm: args.vmm.map(Into::into),
         rm,
         wait: args.wait.map_or(default_wait, Into::into),
@@ -328,6 +346,7 @@ fn exec_spec(
         user: args.user,
         term: tty.and_then(|_| std::env::var("TERM").ok()),
         tty,
+        forward_agent: args.forward_agent,
     };
     (spec, args.timeout)
 }

@@ -10,6 +10,7 @@
 
 use crate::client::connect;
 use crate::signals::Signals;
+use crate::ssh::agent::{self, Forwarding};
 use crate::stop::{Ended, Stop, failed};
 use crate::streams::{self, Outputs, Written};
 use crate::terminal::{self, RawMode};
@@ -18,6 +19,7 @@ use banger_wire::error::{ErrorCode, WireError};
 use banger_wire::exec::{ExecSpec, STDIN, SessionControl, SessionEvent, WINDOW};
 use banger_wire::frame::{DATA_LEN_MAX, Frame, Kind, MESSAGE_LEN_MAX};
 use banger_wire::guest::SessionKind;
+use banger_wire::ssh_agent;
 use banger_wire::stream::{FrameReader, FrameWriter, StreamError};
 use banger_wire::vm::{VmCall, VmEvent, VmRequest};
 use std::path::{Path, PathBuf};
@@ -76,6 +78,10 @@ pub(crate) fn lost_by(vm: &str, error: StreamError) -> WireError {
 /// # Errors
 /// When the vm can't be reached or the command not started, and when something other than the command's end ends it.
 pub(crate) async fn run(plan: SessionPlan, signals: &mut Signals) -> Ended {
+    let agent = match plan.exec.forward_agent {
+        true => Some(signals.unless(async { Ok(agent::find().await?) }).await?),
+        false => None,
+    };
     let (mut reader, writer) = signals.unless(open(&plan)).await?;
     let failed_start = |error| Stop::from(failed("could not serve the command's streams", &error));
     let (outputs, mut written) = Outputs::start().map_err(failed_start)?;
@@ -85,7 +91,8 @@ pub(crate) async fn run(plan: SessionPlan, signals: &mut Signals) -> Ended {
     let mut stdin = streams::start_reader().map_err(failed_start)?;
     let (queue, queued) = mpsc::unbounded_channel();
     let sender = tokio::spawn(send_queued(writer, queued));
-    let mut session = Session::new(&plan, queue, outputs);
+    let agent = agent.map(|agent| Forwarding::new(agent, queue.clone()));
+    let mut session = Session::new(&plan, queue, outputs, agent);
     if plan.exec.tty.is_some() {
         // It may have changed since the request was made.
         session.control(&SessionControl::Resize(terminal::size()));
@@ -230,6 +237,8 @@ struct Session<'a> {
     plan: &'a SessionPlan,
     queue: mpsc::UnboundedSender<Frame>,
     outputs: Outputs,
+    /// Where the command was to have it.
+    agent: Option<Forwarding>,
     /// Bytes the guest takes before it grants more.
     window: usize,
     /// Bytes of each output channel that are not passed on yet.
@@ -242,11 +251,17 @@ struct Session<'a> {
 }
 
 impl<'a> Session<'a> {
-    fn new(plan: &'a SessionPlan, queue: mpsc::UnboundedSender<Frame>, outputs: Outputs) -> Self {
+    fn new(
+        plan: &'a SessionPlan,
+        queue: mpsc::UnboundedSender<Frame>,
+        outputs: Outputs,
+        agent: Option<Forwarding>,
+    ) -> Self {
         Self {
             plan,
             queue,
             outputs,
+            agent,
             window: WINDOW as usize,
             unacknowledged: [0; 3],
             pending: Vec::new(),
@@ -302,6 +317,11 @@ impl<'a> Session<'a> {
             Err(error) => return Err(self.plan.lost_by(error).into()),
         };
         match frame.kind {
+            Kind::Data | Kind::Eof if ssh_agent::CHANNELS.contains(&frame.channel) => {
+                // A guest that was not given the agent does not keep to the protocol.
+                let agent = self.agent.as_mut().ok_or_else(|| self.plan.lost())?;
+                agent.receive(frame)?;
+            }
             Kind::Data => {
                 let waiting = self.unacknowledged.get_mut(usize::from(frame.channel));
                 let Some(waiting) =

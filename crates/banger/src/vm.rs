@@ -14,6 +14,7 @@ use crate::text::{age, bytes, date, duration, now};
 use crate::{console, cp, logs, net, ports, run, ssh, stats, workspace};
 use banger_wire::bytes::ByteString;
 use banger_wire::daemon::{NetMode, Pruned, Request, VmState, VmView};
+use banger_wire::net::NetView;
 use banger_wire::time::millis;
 use std::time::Duration;
 
@@ -102,19 +103,38 @@ async fn set(context: &mut Context, args: SetArgs) -> Ended {
             .hinted("use `--vcpu`, `--memory`, `--disk-size` or `--net`")
             .into());
     }
-    let request = Request::VmSet { vm: args.vm, vcpu, memory, disk_size, net: args.net };
+    let is_net_only = vcpu.is_none() && memory.is_none() && disk_size.is_none();
+    let (net, net_allow) = args.net.map_or((None, None), |net| (Some(net.mode), net.allow));
+    let request = Request::VmSet { vm: args.vm, vcpu, memory, disk_size, net, net_allow };
     let outcome = context.ask(request).await?;
     let vm = expect_outcome!(outcome, Vm)?;
     if args.json {
         context.ui.json(&vm)?;
+        return Ok(0);
+    }
+    // The network of a running vm is what may count at once.
+    let text = if is_net_only && matches!(vm.state, VmState::Running | VmState::Starting) {
+        let outcome = context.ask(Request::VmNetShow { vm: vm.id.to_string() }).await?;
+        net_sentence(vm.name.as_str(), &expect_outcome!(outcome, Net)?)
     } else {
         let net = net_word(vm.net);
-        context.ui.data(&format!(
+        format!(
             "{} has {} vcpu, {} memory, {} disk and network {net} from its next start\n",
             vm.name, vm.vcpu, vm.memory, vm.disk_size
-        ))?;
-    }
+        )
+    };
+    context.ui.data(&text)?;
     Ok(0)
+}
+
+/// What became of the network of a vm that runs.
+fn net_sentence(vm: &str, net: &NetView) -> String {
+    let mode = net_word(net.mode);
+    match net.next_mode.map(net_word) {
+        Some(next) => format!("{vm} has network {next} from its next start, and {mode} until then\n"),
+        None if net.live => format!("{vm} has network {mode}, and its rules are in force\n"),
+        None => format!("{vm} has network {mode} from its next start\n"),
+    }
 }
 
 /// Runs `banger vm list`.

@@ -4,6 +4,7 @@ pub(crate) mod keys;
 mod show;
 
 use crate::cache::settle_places;
+use crate::loopback::LoopbackRange;
 use anyhow::Context as _;
 use banger_image::oci::{HostConfig, Limits};
 use banger_wire::daemon::{CacheMount, ConfigView, NetMode, VmmChoice};
@@ -52,6 +53,11 @@ pub(crate) struct Config {
     pub(crate) restore: Option<bool>,
     /// Where names of vms are answered: an address and port of the loopback, or `off`.
     pub(crate) dns_listen: Option<String>,
+    /// Where on the loopback vms have their addresses.
+    #[serde(default, deserialize_with = "text")]
+    pub(crate) loopback_cidr: Option<LoopbackRange>,
+    /// The private key that the client comes in with by ssh, instead of banger's own. Read by the client.
+    pub(crate) ssh_key_path: Option<PathBuf>,
     /// What each drive of a vm may read and write in a second, such as `100M`.
     #[serde(default, deserialize_with = "size")]
     pub(crate) disk_rate: Option<Mebibytes>,

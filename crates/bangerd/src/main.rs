@@ -13,6 +13,7 @@ mod initramfs;
 mod kvm;
 mod lifecycle;
 mod load;
+mod loopback;
 mod names;
 mod net;
 mod outbound;

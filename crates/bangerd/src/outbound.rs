@@ -10,7 +10,7 @@ use crate::vmsock;
 use anyhow::{Context as _, bail};
 use banger_wire::daemon::{NetMode, Outcome, VmSpec};
 use banger_wire::error::{ErrorCode, WireError};
-use banger_wire::net::{NetReport, NetRules, NetTarget, NetView, Place, TARGETS_MAX};
+use banger_wire::net::{NetReport, NetRules, NetTarget, NetView, OpenName, Place, TARGETS_MAX};
 use banger_wire::vm::{VmEvent, VmRequest};
 use std::path::Path;
 
@@ -24,7 +24,7 @@ impl Daemon {
         let report = if vmsock::is_alive(&dir) { report(&dir).await.ok() } else { None };
         let live = report.is_some();
         let open = report.unwrap_or_default().open;
-        Ok(Outcome::Net(NetView { mode: net_mode(&spec), rules: spec.net_rules, live, open }))
+        Ok(Outcome::Net(view(spec, &dir, live, open)))
     }
 
     /// Changes what a vm reaches.
@@ -37,11 +37,13 @@ impl Daemon {
         let _alone = self.alone(&self.row(reference)?).await;
         let row = self.row(reference)?;
         let mut spec = spec(&row)?;
-        if net_mode(&spec) == NetMode::None {
+        let dir = self.paths.vm(row.id.as_str());
+        let running = running_mode(&dir);
+        if net_mode(&spec) == NetMode::None && running.unwrap_or(NetMode::None) == NetMode::None {
             let text = format!("vm `{}` has no network", row.name);
             return Err(WireError::new(ErrorCode::Invalid, text)
                 .hinted(format!(
-                    "give it one with `banger vm set {} --net internet`, while it is stopped",
+                    "give it one with `banger vm set {} --net internet`, from its next start on",
                     row.name
                 ))
                 .into());
@@ -50,15 +52,9 @@ impl Daemon {
         let changed = VmRow { spec: serde_json::to_string(&spec)?, ..row.clone() };
         // CRASH: rules that are not in force. The vm's next start, or the same request, puts them there.
         self.store.set_shape(&changed)?;
-        let dir = self.paths.vm(row.id.as_str());
-        let live = vmsock::is_alive(&dir);
-        if live {
-            let set = put_in_force(&dir, spec.net_rules.clone()).await;
-            set.with_context(|| {
-                format!("vm `{}` has the change from its next start on, and not before", row.name)
-            })?;
-        }
-        Ok(Outcome::Net(NetView { mode: net_mode(&spec), rules: spec.net_rules, live, open: Vec::new() }))
+        follow(&changed, &dir).await?;
+        let live = running.is_some_and(|mode| mode != NetMode::None);
+        Ok(Outcome::Net(view(spec, &dir, live, Vec::new())))
     }
 
     /// Lists what a running vm was refused.
@@ -71,6 +67,30 @@ impl Daemon {
         }
         Ok(Outcome::Denials(report(&dir).await?.denials))
     }
+}
+
+/// Puts a vm's rules in force if it runs with a network, whatever mode it has from its next start on.
+///
+/// # Errors
+/// When they are in force only from then on.
+pub(crate) async fn follow(row: &VmRow, dir: &Path) -> anyhow::Result<()> {
+    if running_mode(dir).is_none_or(|mode| mode == NetMode::None) {
+        return Ok(());
+    }
+    put_in_force(dir, spec(row)?.net_rules)
+        .await
+        .with_context(|| format!("vm `{}` has the change from its next start on, and not before", row.name))
+}
+
+/// The mode a vm was started with; none when it does not run.
+fn running_mode(dir: &Path) -> Option<NetMode> {
+    vmsock::is_alive(dir).then(|| vmsock::load_plan(dir)).flatten().map(|plan| plan.net.mode)
+}
+
+fn view(spec: VmSpec, dir: &Path, live: bool, open: Vec<OpenName>) -> NetView {
+    let next = net_mode(&spec);
+    let mode = running_mode(dir).unwrap_or(next);
+    NetView { mode, next_mode: (next != mode).then_some(next), rules: spec.net_rules, live, open }
 }
 
 fn spec(row: &VmRow) -> anyhow::Result<VmSpec> {

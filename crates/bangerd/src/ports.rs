@@ -1,25 +1,21 @@
 //! Which address and which ports of the host lead into a vm: decisions, and nothing else.
 //!
-//! Each vm has an address of its own in 127.77.0.0/16, where its ports have their own numbers, as far as the owner may
-//! listen there. No list of who has which is kept: whoever listens at an address's port [`CLAIM_PORT`] has it, and that
+//! Each vm has an address of its own in a range of the loopback, where its ports have their own numbers, as far as the
+//! owner may listen there. No list of who has which is kept: whoever listens at an address's port [`CLAIM_PORT`] has it, and that
 //! ends with the process, whatever ends it. The search begins at a place that the vm's id gives, so a vm has the same
 //! address at its next start as a rule. `supervise/ports` carries this out.
 //!
 //! [`CLAIM_PORT`]: banger_wire::ports::CLAIM_PORT
 
+use crate::loopback::LoopbackRange;
 use banger_wire::names::VmId;
 use banger_wire::ports::{Listener, Protocol, Publish};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 
-/// The first two bytes of vms' addresses.
-const NETWORK: [u8; 2] = [127, 77];
-/// Addresses of one third byte: those that end in 0 and 255 look like something else.
-const LAST_BYTES: u32 = 254;
-const ADDRESSES: u32 = 256 * LAST_BYTES;
 /// Addresses that are tried. Another user may hold some to annoy, and each try takes microseconds.
-pub(crate) const ADDRESS_TRIES: u32 = 4096;
+const ADDRESS_TRIES: u32 = 4096;
 /// Where a port opens that the owner may not listen at, or that is taken: so far above its number.
 const ABOVE: u16 = 20_000;
 /// From where on ports are everybody's, unless the host says otherwise.
@@ -30,7 +26,10 @@ const UNPRIVILEGED_FROM: u16 = 1024;
 pub(crate) struct PortsPlan {
     /// Who may connect, besides root.
     pub(crate) owner: u32,
-    /// Where the search for an address begins.
+    /// Where addresses are.
+    #[serde(default)]
+    pub(crate) range: LoopbackRange,
+    /// Where the search for one begins.
     pub(crate) first: u32,
     /// The first port that the owner may listen at.
     pub(crate) unprivileged_from: u16,
@@ -39,21 +38,21 @@ pub(crate) struct PortsPlan {
 }
 
 /// Plans a vm's ports.
-pub(crate) fn plan(id: &VmId, publish: Vec<Publish>) -> PortsPlan {
+pub(crate) fn plan(id: &VmId, range: LoopbackRange, publish: Vec<Publish>) -> PortsPlan {
     let start = std::fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start");
     PortsPlan {
         owner: rustix::process::getuid().as_raw(),
+        range,
         first: id.as_str().get(..8).and_then(|digits| u32::from_str_radix(digits, 16).ok()).unwrap_or(0),
         unprivileged_from: start.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(UNPRIVILEGED_FROM),
         publish,
     }
 }
 
-/// Returns the address that is tried after so many others.
-pub(crate) fn address(first: u32, tried: u32) -> Ipv4Addr {
-    let number = (first % ADDRESSES + tried) % ADDRESSES;
-    let [one, two] = NETWORK;
-    Ipv4Addr::new(one, two, (number / LAST_BYTES) as u8, (number % LAST_BYTES) as u8 + 1)
+/// Returns the addresses that are tried, one after the other and none twice.
+pub(crate) fn addresses(range: LoopbackRange, first: u32) -> impl Iterator<Item = Ipv4Addr> {
+    let start = first % range.len();
+    (0..ADDRESS_TRIES.min(range.len())).map(move |tried| range.address(start + tried))
 }
 
 /// Returns the host's ports at which a guest's port may open, the best first.
@@ -109,15 +108,15 @@ mod tests {
     }
 
     #[test]
-    fn addresses_are_all_tried_and_each_looks_like_one() {
-        let tried: std::collections::BTreeSet<Ipv4Addr> =
-            (0..ADDRESSES).map(|tried| address(u32::MAX, tried)).collect();
-        assert_eq!(tried.len(), ADDRESSES as usize);
-        for address in tried {
-            let [one, two, _, last] = address.octets();
-            assert!((one, two) == (127, 77) && last != 0 && last != 255, "{address}");
-        }
-        assert_eq!(address(0, 255), Ipv4Addr::new(127, 77, 1, 2));
+    fn addresses_are_tried_from_the_vms_own_place_on_and_none_twice() {
+        let range = LoopbackRange::default();
+        let tried: Vec<Ipv4Addr> = addresses(range, u32::MAX).collect();
+        let different: std::collections::BTreeSet<_> = tried.iter().collect();
+        assert_eq!((tried.len(), different.len()), (4096, 4096));
+        assert_eq!(addresses(range, 255).next(), Some(Ipv4Addr::new(127, 77, 1, 2)));
+        let small: Vec<Ipv4Addr> = addresses("127.9.9.16/28".parse().unwrap(), 15).collect();
+        assert_eq!((small.len(), small[0]), (14, Ipv4Addr::new(127, 9, 9, 18)));
+        assert_eq!(small[13], Ipv4Addr::new(127, 9, 9, 17));
     }
 
     #[test]

@@ -98,7 +98,7 @@ pub(crate) fn add_settings(plan: &mut VmPlan, spec: &VmSpec, config: &Config) ->
     let auto_stop = spec.auto_stop_after.or(config.auto_stop_after).and_then(AutoStop::after);
     // Whoever holds a lease uses the vm, and it goes with the lease.
     plan.auto_stop_ms = auto_stop.filter(|_| !plan.lease).map(millis);
-    plan.ports = Some(ports::plan(&plan.id, spec.publish.clone()));
+    plan.ports = Some(ports::plan(&plan.id, config.loopback_cidr.unwrap_or_default(), spec.publish.clone()));
     plan.guest.ca = config.ca_file.as_deref().map(read_ca).transpose()?;
     Ok(())
 }

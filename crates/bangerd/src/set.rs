@@ -1,6 +1,7 @@
 //! Changing a vm that is there: what it has from its next start on.
 
 use crate::daemon::{Daemon, check_disk, check_size, net_mode};
+use crate::outbound;
 use crate::plan::DISK_FILE;
 use crate::state::{self, Wish};
 use crate::store::VmRow;
@@ -8,26 +9,38 @@ use crate::vmsock;
 use anyhow::Context as _;
 use banger_wire::daemon::{NetMode, Outcome, VmSpec};
 use banger_wire::error::{ErrorCode, WireError};
+use banger_wire::net::NetTarget;
 use banger_wire::size::Mebibytes;
 use rustix::fs::OFlags;
 use std::path::Path;
 
 /// What is to be different; the rest stays.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Change {
     pub(crate) vcpu: Option<u32>,
     pub(crate) memory: Option<Mebibytes>,
     pub(crate) disk_size: Option<Mebibytes>,
     pub(crate) net: Option<NetMode>,
+    /// All that is allowed, instead of what was.
+    pub(crate) net_allow: Option<Vec<NetTarget>>,
+}
+
+impl Change {
+    /// The network alone can be changed of a vm that runs.
+    fn is_of_the_network(&self) -> bool {
+        self.vcpu.is_none() && self.memory.is_none() && self.disk_size.is_none()
+    }
 }
 
 impl Daemon {
-    /// Changes what a vm has from its next start on.
+    /// Changes what a vm has from its next start on, and what its network is now.
     pub(crate) async fn set(&self, reference: &str, change: Change) -> anyhow::Result<Outcome> {
         let _alone = self.alone(&self.row(reference)?).await;
         let row = self.row(reference)?;
         let dir = self.paths.vm(row.id.as_str());
-        if !state::allows(Wish::Change, row.state, vmsock::is_alive(&dir)) {
+        let alive = vmsock::is_alive(&dir);
+        let is_live = alive && change.is_of_the_network();
+        if !is_live && !state::allows(Wish::Change, row.state, alive) {
             let text =
                 format!("vm `{}` is running, and has what it was started with until it stops", row.name);
             return Err(WireError::new(ErrorCode::Invalid, text)
@@ -40,7 +53,11 @@ impl Daemon {
             // writes the size down.
             grow(&dir, changed.disk_size).context("make the vm's disk larger")?;
         }
+        // CRASH: rules that are not in force. The vm's next start, or the same request, puts them there.
         self.store.set_shape(&changed)?;
+        if alive {
+            outbound::follow(&changed, &dir).await?;
+        }
         Ok(Outcome::Vm(self.view(&self.row(row.id.as_str())?)))
     }
 }
@@ -69,12 +86,18 @@ fn changed(row: &VmRow, change: Change) -> anyhow::Result<VmRow> {
     if let Some(size) = change.disk_size {
         check_disk(size)?;
     }
-    if let Some(net) = change.net {
+    if change.net.is_some() || change.net_allow.is_some() {
         let mut spec: VmSpec = serde_json::from_str(&row.spec).context("understand the stored request")?;
-        if net != net_mode(&spec) {
+        if let Some(net) = change.net.filter(|net| *net != net_mode(&spec)) {
             spec.net = Some(net);
-            changed.spec = serde_json::to_string(&spec)?;
         }
+        if let Some(allow) = change.net_allow {
+            // The last word about a target counts.
+            spec.net_rules.deny.retain(|target| !allow.contains(target));
+            spec.net_rules.allow = allow;
+            outbound::check(&spec.net_rules)?;
+        }
+        changed.spec = serde_json::to_string(&spec)?;
     }
     Ok(changed)
 }
@@ -96,6 +119,7 @@ mod tests {
     use crate::programs::Vmm;
     use crate::store::VmRow;
     use banger_wire::daemon::{NetMode, VmSpec, VmState};
+    use banger_wire::net::{NetRules, NetTarget};
     use banger_wire::size::Mebibytes;
 
     fn row() -> VmRow {
@@ -118,22 +142,45 @@ mod tests {
         }
     }
 
-    const NOTHING: Change = Change { vcpu: None, memory: None, disk_size: None, net: None };
-
     #[test]
     fn what_is_not_named_stays() {
-        let got = changed(&row(), NOTHING).unwrap();
+        let got = changed(&row(), Change::default()).unwrap();
         assert_eq!((got.vcpu, got.memory, got.disk_size), (1, Mebibytes(256), Mebibytes(8192)));
         assert_eq!(got.spec, row().spec);
-        let net = Change { net: Some(NetMode::None), vcpu: Some(2), ..NOTHING };
+        let net = Change { net: Some(NetMode::None), vcpu: Some(2), ..Change::default() };
         let got = changed(&row(), net).unwrap();
         let spec: VmSpec = serde_json::from_str(&got.spec).unwrap();
         assert_eq!((got.vcpu, spec.net), (2, Some(NetMode::None)));
     }
 
     #[test]
+    fn what_is_allowed_is_replaced_and_what_is_denied_stays() {
+        let targets = |text: &str| -> Vec<NetTarget> {
+            text.split_whitespace().map(|target| target.parse().unwrap()).collect()
+        };
+        let mut row = row();
+        let rules = NetRules { allow: targets("a.example"), deny: targets("b.example 10.0.0.0/8") };
+        row.spec = serde_json::to_string(&VmSpec { net_rules: rules, ..VmSpec::default() }).unwrap();
+        let rules = |net, allow: Option<&str>| {
+            let change = Change { net, net_allow: allow.map(targets), ..Change::default() };
+            let spec: VmSpec = serde_json::from_str(&changed(&row, change).unwrap().spec).unwrap();
+            let words =
+                |targets: &[NetTarget]| targets.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+            (spec.net, words(&spec.net_rules.allow), words(&spec.net_rules.deny))
+        };
+        let is = |net, allow: &str, deny: &str| (net, allow.to_owned(), deny.to_owned());
+        let (allow, full) = (Some(NetMode::Allow), Some(NetMode::Full));
+        assert_eq!(rules(full, None), is(full, "a.example", "b.example 10.0.0.0/8"));
+        assert_eq!(rules(allow, Some("b.example c.example")), is(allow, "b.example c.example", "10.0.0.0/8"));
+        assert_eq!(rules(allow, Some("")), is(allow, "", "b.example 10.0.0.0/8"));
+        let never = Change { net: allow, net_allow: Some(targets("169.254.169.254")), ..Change::default() };
+        let error = changed(&row, never).unwrap_err().to_string();
+        assert!(error.starts_with("`169.254.169.254` is never reached"), "{error}");
+    }
+
+    #[test]
     fn a_disk_only_grows() {
-        let to = |mib| changed(&row(), Change { disk_size: Some(Mebibytes(mib)), ..NOTHING });
+        let to = |mib| changed(&row(), Change { disk_size: Some(Mebibytes(mib)), ..Change::default() });
         assert_eq!(to(16_384).unwrap().disk_size, Mebibytes(16_384));
         assert_eq!(to(8192).unwrap().disk_size, Mebibytes(8192));
         assert_eq!(

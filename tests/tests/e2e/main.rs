@@ -10,6 +10,7 @@ mod crash;
 mod daemon;
 mod errors;
 mod files;
+mod forwarded;
 mod images;
 mod initrd;
 mod kvm;

@@ -181,6 +181,54 @@ fn names_of_vms_are_hosts_for_openssh_once_asked_for() {
 }
 
 #[test]
+fn ssh_uses_a_key_of_the_owners_own_and_vms_are_where_the_config_has_them() {
+    if missing(&["ssh", "ssh-keygen", "unshare"]) {
+        return;
+    }
+    let owner = Owner::with_store();
+    let write = |text: &str| {
+        run(owner.program("mkdir").args(["-p", ".config/banger"]));
+        std::fs::write(owner.home().join("text"), text).unwrap();
+        run(owner.program("cp").args(["text", ".config/banger/config.toml"]));
+    };
+    let key = owner.home().join("mine");
+    run(Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&key));
+    if let Some(uid) = owner.uid() {
+        std::os::unix::fs::chown(&key, Some(uid), Some(uid)).unwrap();
+    }
+    write("loopback_cidr = '127.99.3.128/28'\nssh_key_path = '~/mine'\n");
+    let shown = owner.ok(["config", "show"]);
+    let line = shown.lines().find(|line| line.starts_with("loopback_cidr")).unwrap();
+    assert!(line.contains("\"127.99.3.128/28\"") && line.ends_with("config.toml:1"), "{line}");
+    owner.ok(["vm", "run", "-d", "--net", "none", "--name", "web", "--image", IMAGE]);
+    let address = || {
+        let address = owner.json(&["vm", "show", "--json", "web"])["address"].as_str().unwrap().to_owned();
+        address.parse::<std::net::Ipv4Addr>().unwrap().octets()
+    };
+    let first = address();
+    assert!(first[..3] == [127, 99, 3] && (129..=142).contains(&first[3]), "{first:?}");
+    assert_eq!(ok(&owner, &ssh(&owner, &["web", "echo by the key"])), "by the key\n");
+    assert!(!owner.state().join("ssh/id_ed25519").exists(), "banger made no key of its own");
+
+    // What runs stays where it is, and gets another place when it starts anew.
+    write("loopback_cidr = '127.98.0.0/16'\nssh_key_path = '~/other'\n");
+    assert_eq!(address(), first);
+    let output = ssh(&owner, &["web", "true"]);
+    let text = format!(
+        "error: `ssh_key_path`, `{}`, can't be used\n  caused by: No such file or directory (os error 2)\n\
+         hint: name another one in the config, or take `ssh_key_path` out: `banger config path`\n",
+        owner.home().join("other").display()
+    );
+    assert_eq!((String::from_utf8_lossy(&output.stderr), output.status.code()), (text.into(), Some(255)));
+    owner.ok(["vm", "restart", "web"]);
+    assert_eq!(address()[..2], [127, 98]);
+    write("");
+    assert_eq!(ok(&owner, &ssh(&owner, &["web", "echo by bangers"])), "by bangers\n");
+    owner.ok(["vm", "delete", "-f", "web"]);
+    owner.assert_nothing_left();
+}
+
+#[test]
 fn ssh_gets_into_an_image_of_one_program() {
     if missing(&["ssh", "ssh-keygen", "scp", "unshare"])
         || prerequisites(&["docker-registry", "skopeo", "gzip"]).is_none()

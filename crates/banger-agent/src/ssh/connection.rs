@@ -5,7 +5,7 @@
 use super::fields::{Fields, Packet};
 use super::forward::{self, Listening};
 use super::session::{Program, Session, Voice};
-use super::stream::{self, DATA_LEN_MAX, Event, Events, Grant, Reader, WINDOW, Writer};
+use super::stream::{self, DATA_LEN_MAX, Ends, Event, Events, Grant, Reader, WINDOW, Writer};
 use super::transport::{Broken, Transport};
 use crate::command::Defaults;
 use crate::users::User;
@@ -151,6 +151,9 @@ impl Connection {
                 // A channel that was closed meanwhile may still be spoken of.
                 let Some(channel) = self.channels.get_mut(&number) else { return Ok(()) };
                 match kind {
+                    OPEN_CONFIRMATION if !matches!(channel.stage, Stage::Asked { .. }) => {
+                        Err(Broken::Protocol("a channel that was not asked for"))
+                    }
                     OPEN_CONFIRMATION => self.confirmed(number, fields).ok_or(UNREADABLE),
                     OPEN_FAILURE if matches!(channel.stage, Stage::Asked { .. }) => {
                         self.channels.remove(&number);
@@ -171,7 +174,9 @@ impl Connection {
                         self.close(number, to);
                         Ok(())
                     }
-                    REQUEST if channel.is_open() => self.request(number, fields, to).ok_or(UNREADABLE),
+                    REQUEST if channel.is_open() && !channel.is_closing => {
+                        self.request(number, fields, to).ok_or(UNREADABLE)
+                    }
                     _ => Ok(()),
                 }
             }
@@ -187,7 +192,11 @@ impl Connection {
     /// Does what a channel's task has to tell.
     pub(crate) fn tell(&mut self, event: Event, to: &mut Transport) {
         match event {
-            Event::Send(packet) => to.send(&packet),
+            Event::Send { channel, packet } => {
+                if self.channels.get(&channel).is_some_and(|channel| !channel.is_closing) {
+                    to.send(&packet);
+                }
+            }
             Event::Consumed { channel, len } => {
                 let Some(channel) = self.channels.get_mut(&channel).filter(|channel| !channel.is_closing)
                 else {
@@ -310,11 +319,13 @@ impl Connection {
     fn carry(&mut self, number: u32, (reader, writer): (Reader, Writer)) {
         let Some(channel) = self.channels.get_mut(&number) else { return };
         let Some(queue) = channel.queue.take() else { return };
-        let (remote, grant, events) = (channel.remote, Rc::clone(&channel.grant), self.events.clone());
+        let ends = Ends { local: number, remote: channel.remote };
+        let (grant, events) = (Rc::clone(&channel.grant), self.events.clone());
         let task = async move {
             let out = async {
-                stream::pump(reader, remote, None, grant, events.clone()).await;
-                let _ = events.send(Event::Send(Packet::new(EOF).number(remote))).await;
+                stream::pump(reader, ends, None, grant, events.clone()).await;
+                let packet = Packet::new(EOF).number(ends.remote);
+                let _ = events.send(Event::Send { channel: number, packet }).await;
             };
             tokio::join!(out, stream::feed(writer, queue, number, events.clone(), &[]));
             let _ = events.send(Event::Ended { channel: number }).await;
@@ -360,7 +371,7 @@ impl Connection {
             && let Some(input) = channel.queue.take()
         {
             let (grant, events) = (Rc::clone(&channel.grant), self.events.clone());
-            let voice = Voice { local: number, remote, grant, events };
+            let voice = Voice { ends: Ends { local: number, remote }, grant, events };
             channel.task = Some(session.start(&program, (&self.user, &self.defaults), input, voice));
         }
         Some(())
@@ -413,7 +424,8 @@ impl Connection {
 fn received(channel: &mut Channel, bytes: &[u8]) -> Result<(), Broken> {
     let len = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
     channel.room = channel.room.checked_sub(len).ok_or(Broken::Protocol("more data than was granted"))?;
-    if let Some(input) = &channel.input {
+    // Nothing takes no room, so there may be any number of it.
+    if let Some(input) = channel.input.as_ref().filter(|_| len > 0) {
         // A channel whose reader has gone keeps its room used, which stops the client.
         let _ = input.send(bytes.to_vec());
     }
@@ -426,6 +438,17 @@ fn confirmation(number: u32, remote: u32) -> Packet {
 
 fn refusal(remote: u32, reason: u32, why: &str) -> Packet {
     Packet::new(OPEN_FAILURE).number(remote).number(reason).bytes(why).bytes("")
+}
+
+#[cfg(test)]
+impl Connection {
+    /// Whether everything that is counted is within its limits.
+    pub(super) fn is_bounded(&self) -> bool {
+        let room = |channel: &Channel| channel.room <= WINDOW && channel.consumed <= WINDOW;
+        self.channels.len() <= CHANNELS_MAX
+            && self.listening.len() <= LISTENING_MAX
+            && self.channels.values().all(room)
+    }
 }
 
 #[cfg(test)]
@@ -487,6 +510,57 @@ mod tests {
         for kind in OPEN_CONFIRMATION..=FAILURE {
             assert_eq!(connection.answer(&Packet::new(kind).number(3).0, &mut to), Ok(()));
         }
+    }
+
+    #[test]
+    fn a_channel_that_has_gone_says_nothing_more() {
+        let (mut connection, mut to, _told) = connection();
+        let late = || Event::Send { channel: 0, packet: Packet::new(DATA).number(7).bytes("late") };
+        connection.answer(&open(), &mut to).unwrap();
+        said(&mut to);
+        connection.tell(late(), &mut to);
+        assert!(!said(&mut to).is_empty());
+        // The client's number may be another channel's by now.
+        connection.answer(&Packet::new(CLOSE).number(0).0, &mut to).unwrap();
+        said(&mut to);
+        connection.tell(late(), &mut to);
+        assert!(said(&mut to).is_empty());
+        connection.answer(&open(), &mut to).unwrap();
+        connection.tell(Event::Ended { channel: 1 }, &mut to);
+        said(&mut to);
+        connection.tell(Event::Send { channel: 1, packet: Packet::new(EOF).number(7) }, &mut to);
+        let request = Packet::new(REQUEST).number(1).bytes("signal").flag(true).bytes("TERM").0;
+        connection.answer(&request, &mut to).unwrap();
+        assert!(said(&mut to).is_empty());
+    }
+
+    #[test]
+    fn what_was_not_asked_for_is_not_confirmed() {
+        let (mut connection, mut to, _told) = connection();
+        connection.answer(&open(), &mut to).unwrap();
+        let confirmation = Packet::new(OPEN_CONFIRMATION).number(0).number(1).number(1).number(1).0;
+        let why = Broken::Protocol("a channel that was not asked for");
+        assert_eq!(connection.answer(&confirmation, &mut to), Err(why));
+    }
+
+    #[test]
+    fn what_takes_no_room_is_not_kept() {
+        let (mut connection, mut to, _told) = connection();
+        connection.answer(&open(), &mut to).unwrap();
+        let nothing = Packet::new(DATA).number(0).bytes("").0;
+        (0..1000).for_each(|_| connection.answer(&nothing, &mut to).unwrap());
+        let queue = connection.channels[&0].queue.as_ref().unwrap();
+        assert_eq!(queue.len(), 0);
+        // Variables are bounded, too, all of them together.
+        let variable =
+            Packet::new(REQUEST).number(0).bytes("env").flag(true).bytes("A").bytes([b'a'; 50_000]).0;
+        let taken = (0..20).filter(|_| {
+            said(&mut to);
+            connection.answer(&variable, &mut to).unwrap();
+            let answer = Packet::new(SUCCESS).number(7).0;
+            said(&mut to).windows(answer.len()).any(|part| part == answer)
+        });
+        assert_eq!(taken.count(), 5);
     }
 
     proptest::proptest! {

@@ -65,6 +65,9 @@ async fn addresses(host: &str) -> Result<Vec<IpAddr>, String> {
     if let Ok(address) = host.parse() {
         return Ok(vec![address]);
     }
+    if host.starts_with('-') {
+        return Err(format!("`{}` is no name", host.escape_debug()));
+    }
     let mut command = banger_sys::child::command("getent".as_ref());
     command.args(["ahosts", host]).stdin(std::process::Stdio::null()).stderr(std::process::Stdio::null());
     let mut command = tokio::process::Command::from(command);
@@ -187,6 +190,13 @@ fn accept_unix(listener: UnixListener, kind: &'static str, details: Packet, even
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn a_name_is_no_flag_of_a_program() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let error = runtime.block_on(super::addresses("--service=files")).unwrap_err();
+        assert_eq!(error, "`--service=files` is no name");
+    }
+
     #[test]
     fn getents_answer_is_addresses_once_each() {
         let text = "127.0.0.1 STREAM localhost\n127.0.0.1 DGRAM\nfe80::1 STREAM\nnonsense\n\n";

@@ -18,6 +18,8 @@ mod auth;
 mod connection;
 mod fields;
 mod forward;
+#[cfg(test)]
+mod fuzz;
 mod session;
 mod sftp;
 mod stream;
@@ -37,11 +39,13 @@ use serde::{Deserialize, Serialize};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::time::Duration;
 use stream::Event;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::unix::pipe;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use transport::{Broken, Transport};
 
 /// The process's `argv[0]`, and the argument that makes it one.
@@ -57,6 +61,8 @@ const START_LEN_MAX: u32 = 1024 * 1024;
 const CHUNK_LEN: usize = 64 * 1024;
 /// Bytes that wait to be written; beyond, nothing more is read, so that nobody can have answers without taking them.
 const OUTPUT_LEN_MAX: usize = 256 * 1024;
+/// How long somebody may take to come in: a passphrase has to be typed meanwhile.
+const DOOR_TIME_MAX: Duration = Duration::from_secs(300);
 /// What channels want to send and waits for that. Their windows bound how much they have.
 const EVENTS: usize = 16;
 
@@ -106,7 +112,7 @@ async fn run(root: &Path) -> io::Result<()> {
     let door = Door::new(start.spec.client_key.0);
     let defaults = Defaults { env: start.env, ..Defaults::default() };
     let mut server = Server { transport, stage: Stage::Door(door, defaults), events, root };
-    let ended = server.exchange(&mut input, &mut output, told).await;
+    let ended = server.exchange((&mut input, &mut output), told, DOOR_TIME_MAX).await;
     if let Stage::In(connection) = &mut server.stage {
         connection.end();
     }
@@ -141,16 +147,17 @@ struct Server<'a> {
 }
 
 impl Server<'_> {
-    /// Reads, answers and writes until the connection ends.
+    /// Reads, answers and writes until the connection ends; `patience` is for who is not in yet.
     async fn exchange(
         &mut self,
-        input: &mut pipe::Receiver,
-        output: &mut pipe::Sender,
+        (input, output): (&mut pipe::Receiver, &mut pipe::Sender),
         mut told: mpsc::Receiver<Event>,
+        patience: Duration,
     ) -> Result<(), Broken> {
         let lost = |_| Broken::Left;
         let mut ended = signal(SignalKind::hangup()).map_err(lost)?;
         let mut chunk = vec![0; CHUNK_LEN];
+        let deadline = Instant::now() + patience;
         loop {
             let waiting = self.transport.output().len();
             let may_send = waiting < OUTPUT_LEN_MAX && !self.transport.is_exchanging();
@@ -171,8 +178,12 @@ impl Server<'_> {
                 }
                 event = told.recv(), if may_send => if let (Some(event), Stage::In(connection)) = (event, &mut self.stage) {
                     connection.tell(event, &mut self.transport);
+                    self.transport.check_keys()?;
                 },
                 _ = ended.recv() => return Ok(()),
+                () = tokio::time::sleep_until(deadline), if matches!(self.stage, Stage::Door(..)) => {
+                    return Err(Broken::Protocol("nobody came in"));
+                }
             }
         }
     }

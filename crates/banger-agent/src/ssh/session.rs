@@ -2,7 +2,7 @@
 
 use super::fields::{Fields, Packet};
 use super::forward::Listening;
-use super::stream::{self, Event, Events, Grant};
+use super::stream::{self, Ends, Event, Events, Grant};
 use super::terminal::{Terminal, parse_size};
 use super::{SFTP_ARGUMENT, SFTP_NAME};
 use crate::command::{Defaults, login_shell, prepare};
@@ -21,8 +21,9 @@ use tokio::sync::mpsc;
 
 const CHANNEL_EOF: u8 = 96;
 const CHANNEL_REQUEST: u8 = 98;
-/// Variables a client may give.
+/// Variables a client may give, and the bytes of all of them: what a kernel takes for a program is 128 KiB each.
 const ENV_MAX: usize = 256;
+const ENV_LEN_MAX: usize = 256 * 1024;
 /// What a connection is called that has no address; OpenSSH has the same.
 const NO_ADDRESS: &str = "UNKNOWN 65535 UNKNOWN 65535";
 /// Names of signals (RFC 4254, section 6.10).
@@ -70,10 +71,15 @@ struct Running {
 /// What a task needs to speak for a channel.
 #[derive(Debug, Clone)]
 pub(crate) struct Voice {
-    pub(crate) local: u32,
-    pub(crate) remote: u32,
+    pub(crate) ends: Ends,
     pub(crate) grant: Rc<Grant>,
     pub(crate) events: Events,
+}
+
+impl Voice {
+    async fn say(&self, packet: Packet) {
+        let _ = self.events.send(Event::Send { channel: self.ends.local, packet }).await;
+    }
 }
 
 impl Session {
@@ -84,8 +90,9 @@ impl Session {
 
     pub(crate) fn set_env(&mut self, fields: &mut Fields<'_>) -> Option<()> {
         let (name, value) = (fields.bytes()?, fields.bytes()?);
-        let variable = (ByteString(name.to_vec()), ByteString(value.to_vec()));
-        (self.env.len() < ENV_MAX).then(|| self.env.push(variable))
+        let len: usize = self.env.iter().map(|(name, value)| name.0.len() + value.0.len()).sum();
+        let has_room = self.env.len() < ENV_MAX && len + name.len() + value.len() <= ENV_LEN_MAX;
+        has_room.then(|| self.env.push((ByteString(name.to_vec()), ByteString(value.to_vec()))))
     }
 
     pub(crate) fn set_terminal(&mut self, fields: &mut Fields<'_>) -> Option<()> {
@@ -225,20 +232,20 @@ async fn follow(
     for (channel, reader) in std::mem::take(&mut started.outputs) {
         let kind = (channel == banger_wire::exec::STDERR).then_some(stream::STDERR);
         let (grant, events) = (Rc::clone(&voice.grant), voice.events.clone());
-        pumps.spawn_local(stream::pump(reader, voice.remote, kind, grant, events));
+        pumps.spawn_local(stream::pump(reader, voice.ends, kind, grant, events));
     }
     let last = if started.terminal.is_some() { TTY_EOF } else { &[] };
     let mut feeder = tokio::task::JoinSet::new();
-    feeder.spawn_local(stream::feed(started.stdin, input, voice.local, voice.events.clone(), last));
+    feeder.spawn_local(stream::feed(started.stdin, input, voice.ends.local, voice.events.clone(), last));
     let status = started.child.wait().await;
     pid.set(None);
     drain(&mut pumps, &voice.grant).await;
     let packet = match status.map(exit_status) {
-        Ok(ExitStatus::Signal(number)) => died(voice.remote, number),
-        Ok(ExitStatus::Code(code)) => exited(voice.remote, code.into()),
-        Err(_) => exited(voice.remote, u32::from(u8::MAX)),
+        Ok(ExitStatus::Signal(number)) => died(voice.ends.remote, number),
+        Ok(ExitStatus::Code(code)) => exited(voice.ends.remote, code.into()),
+        Err(_) => exited(voice.ends.remote, u32::from(u8::MAX)),
     };
-    let _ = voice.events.send(Event::Send(packet)).await;
+    voice.say(packet).await;
     end(&voice).await;
 }
 
@@ -262,8 +269,8 @@ async fn drain(pumps: &mut tokio::task::JoinSet<()>, grant: &Grant) {
 }
 
 async fn end(voice: &Voice) {
-    let _ = voice.events.send(Event::Send(Packet::new(CHANNEL_EOF).number(voice.remote))).await;
-    let _ = voice.events.send(Event::Ended { channel: voice.local }).await;
+    voice.say(Packet::new(CHANNEL_EOF).number(voice.ends.remote)).await;
+    let _ = voice.events.send(Event::Ended { channel: voice.ends.local }).await;
 }
 
 /// Says on standard error why there is no program.
@@ -276,8 +283,8 @@ async fn explain(error: WireError, voice: Voice) {
     let mut text = format!("banger: {}\n", error.message);
     error.causes.iter().for_each(|cause| text.push_str(&format!("  caused by: {cause}\n")));
     error.hint.iter().for_each(|hint| text.push_str(&format!("hint: {hint}\n")));
-    stream::send(text.as_bytes(), voice.remote, Some(stream::STDERR), &voice.grant, &voice.events).await;
-    let _ = voice.events.send(Event::Send(exited(voice.remote, status))).await;
+    stream::send(text.as_bytes(), voice.ends, Some(stream::STDERR), &voice.grant, &voice.events).await;
+    voice.say(exited(voice.ends.remote, status)).await;
     end(&voice).await;
 }
 

@@ -533,7 +533,10 @@ impl Changes {
     /// Times last: the others change them.
     fn apply(&self, path: &Path, flags: AtFlags) -> Answer {
         if let Some(size) = self.size {
-            std::fs::OpenOptions::new().write(true).open(path)?.set_len(size)?;
+            // A pipe that nobody reads from would stop everything else.
+            let mut how = OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
+            how.set(OFlags::NOFOLLOW, flags.contains(AtFlags::SYMLINK_NOFOLLOW));
+            rustix::fs::ftruncate(rustix::fs::open(path, how, Mode::empty())?, size)?;
         }
         if let Some((uid, gid)) = self.owner {
             rustix::fs::chownat(CWD, path, owner(uid), group(gid), flags)?;
@@ -577,6 +580,9 @@ fn group(gid: u32) -> Option<rustix::fs::Gid> {
 }
 
 #[cfg(test)]
+mod fuzz;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
@@ -588,6 +594,30 @@ mod tests {
         {
             assert_eq!(date(day), text);
         }
+    }
+
+    #[test]
+    fn a_pipe_that_nobody_reads_stops_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let (pipe, link) = (dir.path().join("pipe"), dir.path().join("link"));
+        rustix::fs::mknodat(CWD, &pipe, rustix::fs::FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
+        let mut server = Server { handles: HashMap::new(), next: 0 };
+        let mut status = |packet: Packet| {
+            let answer = server.answer(&packet.0).unwrap();
+            (answer.0[0], Fields::of(&answer.0[5..]).number().unwrap())
+        };
+        let pipe = pipe.as_os_str().as_bytes();
+        let shorten = Packet::new(SETSTAT).number(1).bytes(pipe).number(HAS_SIZE).long(1);
+        assert_eq!(status(shorten), (STATUS, FAILURE));
+        let open = Packet::new(OPEN).number(2).bytes(pipe).number(FOR_WRITING).number(0);
+        assert_eq!(status(open), (STATUS, FAILURE));
+        // A link's own attributes are not those of what it leads to.
+        std::fs::write(dir.path().join("file"), "content").unwrap();
+        std::os::unix::fs::symlink("file", &link).unwrap();
+        let of_link = Packet::new(EXTENDED).number(3).bytes("lsetstat@openssh.com");
+        let shorten = of_link.bytes(link.as_os_str().as_bytes()).number(HAS_SIZE).long(1);
+        assert_eq!(status(shorten), (STATUS, FAILURE));
+        assert_eq!(std::fs::read(dir.path().join("file")).unwrap(), b"content");
     }
 
     #[test]

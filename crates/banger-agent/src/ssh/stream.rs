@@ -19,8 +19,9 @@ pub(crate) const STDERR: u32 = 1;
 
 /// What the tasks of channels tell the connection.
 pub(crate) enum Event {
-    /// Passes a packet on.
-    Send(Packet),
+    /// Passes a packet of this channel's on. One that has gone has nothing more to say: the client may have another channel
+    /// by its number there.
+    Send { channel: u32, packet: Packet },
     /// So many bytes of this channel's input were passed on.
     Consumed { channel: u32, len: usize },
     /// Nothing more comes out of this channel.
@@ -33,6 +34,13 @@ pub(crate) enum Event {
 
 /// Tells the connection; it waits while that is behind with sending.
 pub(crate) type Events = mpsc::Sender<Event>;
+
+/// The numbers of a channel: ours, and the client's.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Ends {
+    pub(crate) local: u32,
+    pub(crate) remote: u32,
+}
 
 /// How many bytes the client takes, and how far sending is.
 #[derive(Debug)]
@@ -66,10 +74,10 @@ impl Grant {
     }
 }
 
-/// Sends bytes as data of the client's channel `to`; `kind` is that of extended data. None when the connection is over.
+/// Sends bytes as data of a channel; `kind` is that of extended data. None when the connection is over.
 pub(crate) async fn send(
     mut bytes: &[u8],
-    to: u32,
+    to: Ends,
     kind: Option<u32>,
     grant: &Grant,
     events: &Events,
@@ -84,10 +92,10 @@ pub(crate) async fn send(
         let (piece, rest) = bytes.split_at(len);
         bytes = rest;
         let packet = match kind {
-            None => Packet::new(DATA).number(to),
-            Some(kind) => Packet::new(EXTENDED_DATA).number(to).number(kind),
+            None => Packet::new(DATA).number(to.remote),
+            Some(kind) => Packet::new(EXTENDED_DATA).number(to.remote).number(kind),
         };
-        let sent = events.send(Event::Send(packet.bytes(piece))).await;
+        let sent = events.send(Event::Send { channel: to.local, packet: packet.bytes(piece) }).await;
         grant.waiting.set(grant.waiting.get() - 1);
         grant.sent.set(grant.sent.get() + len as u64);
         sent.ok()?;
@@ -96,7 +104,7 @@ pub(crate) async fn send(
 }
 
 /// Sends what is read, to its end.
-pub(crate) async fn pump(mut reader: Reader, to: u32, kind: Option<u32>, grant: Rc<Grant>, events: Events) {
+pub(crate) async fn pump(mut reader: Reader, to: Ends, kind: Option<u32>, grant: Rc<Grant>, events: Events) {
     let mut chunk = vec![0; DATA_LEN_MAX];
     // A terminal whose last process has gone reads as an error: its end.
     while let Ok(len @ 1..) = reader.read(&mut chunk).await {

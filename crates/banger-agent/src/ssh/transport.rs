@@ -27,6 +27,9 @@ const STRICT_CLIENT: &str = "kex-strict-c-v00@openssh.com";
 const VERSION_LEN_MAX: usize = 255;
 /// Longest packet that is taken: the data of one, and room around it.
 const PACKET_LEN_MAX: usize = 64 * 1024;
+/// Packets of one direction that a key is good for (RFC 4344, section 3.1, has a new one after 2^31). Their numbers are
+/// part of how they are enciphered, so there must not be 2^32. OpenSSH has a new key after as many at the latest.
+const PACKETS_MAX: u32 = (1 << 31) + (1 << 20);
 /// Packets are filled up to a multiple of this.
 const BLOCK: usize = 8;
 /// Least filling (RFC 4253, section 6).
@@ -87,6 +90,9 @@ pub(crate) struct Transport {
     sealing: Option<cipher::SealingKey>,
     received: u32,
     sent: u32,
+    /// Packets received and sent with the keys there are.
+    opened: u32,
+    sealed: u32,
 }
 
 impl Transport {
@@ -107,6 +113,8 @@ impl Transport {
             sealing: None,
             received: 0,
             sent: 0,
+            opened: 0,
+            sealed: 0,
         };
         transport.offer();
         Some(transport)
@@ -157,6 +165,17 @@ impl Transport {
         }
     }
 
+    /// Whether the keys may go on being used.
+    ///
+    /// # Errors
+    /// When the client has not exchanged them for too long.
+    pub(crate) fn check_keys(&self) -> Result<(), Broken> {
+        match self.opened.max(self.sealed) {
+            ..=PACKETS_MAX => Ok(()),
+            _ => Err(Broken::Protocol("keys that were used for too long")),
+        }
+    }
+
     /// Says that the packet last received is not understood.
     pub(crate) fn refuse_unknown(&mut self) {
         let number = self.received.wrapping_sub(1);
@@ -198,6 +217,8 @@ impl Transport {
         if let (Some(key), Some(tag)) = (&self.opening, tag.first_chunk()) {
             key.open_in_place(self.received, &mut packet, tag)
                 .map_err(|_| Broken::Protocol("a packet that was changed on its way"))?;
+            self.opened += 1;
+            self.check_keys()?;
         }
         self.received = self.received.wrapping_add(1);
         let padding = usize::from(packet[4]);
@@ -229,6 +250,7 @@ impl Transport {
             let mut tag = [0; cipher::TAG_LEN];
             key.seal_in_place(self.sent, &mut self.output[start..], &mut tag);
             self.output.extend(tag);
+            self.sealed = self.sealed.saturating_add(1);
         }
         self.sent = self.sent.wrapping_add(1);
     }
@@ -324,6 +346,7 @@ impl Transport {
             std::array::from_fn(|at| if at < 32 { first[at] } else { second[at - 32] })
         };
         self.sealing = Some(cipher::SealingKey::new(&key(b'D')));
+        self.sealed = 0;
         if self.strict {
             self.sent = 0;
         }
@@ -336,6 +359,7 @@ impl Transport {
             return Err(Broken::Protocol("new keys that were not agreed on"));
         };
         self.opening = Some(cipher::OpeningKey::new(&key));
+        self.opened = 0;
         if self.strict {
             self.received = 0;
         }
@@ -390,26 +414,16 @@ pub(crate) fn is_signed(key: &[u8], signed: &[u8], signature: &[u8]) -> bool {
 }
 
 #[cfg(test)]
+pub(super) mod client;
+
+#[cfg(test)]
 mod tests {
+    use super::client::{offer, plain};
     use super::*;
     use proptest::prelude::*;
 
     fn server() -> Transport {
         Transport::new(&[7; KEY_LEN]).unwrap()
-    }
-
-    fn plain(payload: &[u8]) -> Vec<u8> {
-        let padding = 4 + (BLOCK - (5 + payload.len() + 4) % BLOCK) % BLOCK;
-        let len = (1 + payload.len() + padding) as u32;
-        [&len.to_be_bytes()[..], &[padding as u8], payload, &vec![0; padding]].concat()
-    }
-
-    fn offer(kex: &str) -> Vec<u8> {
-        let mut packet = Packet::new(KEXINIT).raw(&[0; 16]);
-        for list in [kex, HOST_KEY, CIPHER, CIPHER, MAC, MAC, COMPRESSION, COMPRESSION, "", ""] {
-            packet = packet.bytes(list);
-        }
-        packet.flag(false).number(0).0
     }
 
     #[test]

@@ -6,11 +6,12 @@ use banger_wire::net::NetTarget;
 use clap::{Args, Subcommand};
 use std::str::FromStr;
 
-/// `--net` of a new vm.
+/// `--net`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct NetArg {
     pub(crate) mode: NetMode,
-    pub(crate) allow: Vec<NetTarget>,
+    /// The list of `allow=`.
+    pub(crate) allow: Option<Vec<NetTarget>>,
 }
 
 impl FromStr for NetArg {
@@ -20,14 +21,14 @@ impl FromStr for NetArg {
         if let Some(list) = text.strip_prefix("allow=") {
             let targets = list.split(',').filter(|target| !target.is_empty());
             let allow: Result<Vec<NetTarget>, _> = targets.map(str::parse).collect();
-            return Ok(Self { mode: NetMode::Allow, allow: allow.map_err(|error| error.to_string())? });
+            return Ok(Self { mode: NetMode::Allow, allow: Some(allow.map_err(|error| error.to_string())?) });
         }
-        Ok(Self { mode: parse_mode(text)?, allow: Vec::new() })
+        Ok(Self { mode: parse_mode(text)?, allow: None })
     }
 }
 
 /// Parses what a vm may reach, without a list.
-pub(crate) fn parse_mode(text: &str) -> Result<NetMode, String> {
+fn parse_mode(text: &str) -> Result<NetMode, String> {
     match text {
         "internet" => Ok(NetMode::Internet),
         "none" => Ok(NetMode::None),
@@ -71,8 +72,11 @@ mod tests {
     #[test]
     fn a_list_is_read_with_its_mode() {
         let arg: NetArg = "allow=example.com:443,10.0.0.0/8".parse().unwrap();
-        assert_eq!((arg.mode, arg.allow.len()), (NetMode::Allow, 2));
-        assert_eq!("full".parse::<NetArg>().unwrap().mode, NetMode::Full);
+        assert_eq!((arg.mode, arg.allow.map(|list| list.len())), (NetMode::Allow, Some(2)));
+        // None is not the same as an empty one.
+        let without = |mode| Ok(NetArg { mode, allow: None });
+        assert_eq!(("full".parse(), "allow".parse()), (without(NetMode::Full), without(NetMode::Allow)));
+        assert_eq!("allow=".parse(), Ok(NetArg { mode: NetMode::Allow, allow: Some(Vec::new()) }));
         for text in ["", "all", "internet=a.example", "allow=a b"] {
             assert!(text.parse::<NetArg>().is_err(), "{text}");
         }

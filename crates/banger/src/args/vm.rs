@@ -1,9 +1,8 @@
 //! The grammar of commands on vms that are there.
 
-use super::{WaitArg, parse_mode};
+use super::{NetArg, WaitArg};
 use crate::signal_name::parse_signal;
 use crate::text::parse_duration;
-use banger_wire::daemon::NetMode;
 use banger_wire::size::Mebibytes;
 use clap::Args;
 use std::time::Duration;
@@ -53,9 +52,9 @@ pub(crate) struct SetArgs {
     /// Size of its disk, such as `16G`; it only grows.
     #[arg(long, value_name = "SIZE")]
     pub(crate) disk_size: Option<Mebibytes>,
-    /// What it may reach: `internet`, `none`, `full`, or `allow` (what `banger vm net allow` names).
-    #[arg(long, value_name = "MODE", value_parser = parse_mode)]
-    pub(crate) net: Option<NetMode>,
+    /// What it may reach: `internet`, `none`, `full`, `allow=HOST[:PORT],…`, or `allow` (what `banger vm net allow` names).
+    #[arg(long, value_name = "NET")]
+    pub(crate) net: Option<NetArg>,
     /// Print JSON.
     #[arg(long)]
     pub(crate) json: bool,

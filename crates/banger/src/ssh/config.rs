@@ -29,7 +29,8 @@ pub(super) fn render(options: &[(&'static str, String)]) -> String {
     )
 }
 
-fn our_file(state: &StateDir) -> PathBuf {
+/// Returns where our file is.
+pub(super) fn our_file(state: &StateDir) -> PathBuf {
     dir_of(state).join("config")
 }
 
@@ -54,12 +55,19 @@ pub(super) fn install(home: &Path, state: &StateDir, text: &str) -> Result<PathB
     let before = before.unwrap_or_default();
     let (was, rest) = take_out(&before, &file)?;
     let made = was.unwrap_or(made);
-    let block = format!("{BEGIN}{made}\nInclude {}\n{END}", quoted(&our_file(state))?);
-    let after = [block.as_bytes(), &rest].concat();
+    let after = [block(made, state)?.as_bytes(), &rest].concat();
     if after != before {
         write(&file, &after)?;
     }
     Ok(file)
+}
+
+/// Returns our lines; `made` is what the first one says besides.
+///
+/// # Errors
+/// When our file's path can't be written there.
+pub(super) fn block(made: &str, state: &StateDir) -> Result<String, WireError> {
+    Ok(format!("{BEGIN}{made}\nInclude {}\n{END}", quoted(&our_file(state))?))
 }
 
 /// Takes out what [`install`] put in; returns the file that was changed, if any was.
@@ -93,7 +101,10 @@ pub(super) fn uninstall(home: &Path, state: &StateDir) -> Result<Option<PathBuf>
 }
 
 /// Follows links; a file that is not there is where it would be.
-fn find(file: &Path) -> Result<PathBuf, WireError> {
+///
+/// # Errors
+/// When a link leads to nothing.
+pub(super) fn find(file: &Path) -> Result<PathBuf, WireError> {
     match std::fs::canonicalize(file) {
         Ok(real) => Ok(real),
         Err(_) if !file.is_symlink() => Ok(file.to_path_buf()),
@@ -101,7 +112,11 @@ fn find(file: &Path) -> Result<PathBuf, WireError> {
     }
 }
 
-fn read(file: &Path) -> Result<Option<Vec<u8>>, WireError> {
+/// Returns what is in a file; none when it is not there.
+///
+/// # Errors
+/// When it can't be read.
+pub(super) fn read(file: &Path) -> Result<Option<Vec<u8>>, WireError> {
     match std::fs::read(file) {
         Ok(bytes) => Ok(Some(bytes)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -110,7 +125,10 @@ fn read(file: &Path) -> Result<Option<Vec<u8>>, WireError> {
 }
 
 /// Returns what our first line says besides, where there is one, and everything that is not ours.
-fn take_out(bytes: &[u8], file: &Path) -> Result<(Option<&'static str>, Vec<u8>), WireError> {
+///
+/// # Errors
+/// When our last line is missing.
+pub(super) fn take_out(bytes: &[u8], file: &Path) -> Result<(Option<&'static str>, Vec<u8>), WireError> {
     let is_line = |at: usize| at == 0 || bytes[at - 1] == b'\n';
     let find = |what: &str, from: usize| {
         let what = what.as_bytes();

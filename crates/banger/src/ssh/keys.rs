@@ -1,4 +1,5 @@
-//! Keys of ssh, in the state directory: the client's, which lets the owner in, and what the host keys are made of.
+//! Keys of ssh, in the state directory: the client's, which lets the owner in, and what the host keys are made of. The
+//! client's may be another one of the owner's (`ssh_key_path` in the config).
 //!
 //! A vm's host key follows from a secret and the vm's id, so no vm has a file of it, none is left when a vm goes, and no
 //! two vms share one. A guest is told its own and learns nothing of another's.
@@ -16,12 +17,12 @@ use ring::hmac;
 use ring::signature::{Ed25519KeyPair, KeyPair as _};
 use rustix::fs::{FlockOperation, flock};
 use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 /// What the fields of an Ed25519 public key begin with: its kind, and its length.
-const PUBLIC_PREFIX: &[u8] = b"\0\0\0\x0bssh-ed25519\0\0\0\x20";
+pub(super) const PUBLIC_PREFIX: &[u8] = b"\0\0\0\x0bssh-ed25519\0\0\0\x20";
 /// What host keys are made of, besides the secret and the vm's id.
 const HOST_KEY_PURPOSE: &str = "banger ssh host key 1 ";
 /// Beginning of the names of unfinished files.
@@ -33,14 +34,17 @@ pub(super) struct Keys {
     dir: PathBuf,
     secret: Vec<u8>,
     client: Vec<u8>,
+    /// The owner's own, instead of the one in `dir`.
+    chosen: Option<PathBuf>,
 }
 
 impl Keys {
-    /// Reads the keys; makes them when there are none.
+    /// Reads the keys; makes banger's own when there are none. `chosen` is the client's private key, where it is to be
+    /// another one.
     ///
     /// # Errors
-    /// When they can't be read or made.
-    pub(super) fn ensure(state: &StateDir) -> Result<Self, WireError> {
+    /// When they can't be read or made, or the chosen one can't be used.
+    pub(super) fn ensure(state: &StateDir, chosen: Option<PathBuf>) -> Result<Self, WireError> {
         state.ensure()?;
         let dir = dir_of(state);
         let shown = dir.display().to_string();
@@ -49,18 +53,32 @@ impl Keys {
             Err(found) if found.kind() == io::ErrorKind::AlreadyExists => {}
             made => made.map_err(error)?,
         }
-        let mut keys = Self { dir, secret: Vec::new(), client: Vec::new() };
-        if !(keys.secret_file().exists() && keys.client_key().exists()) {
+        let mut keys = Self::named(state, chosen);
+        if !(keys.secret_file().exists() && (keys.chosen.is_some() || keys.client_key().exists())) {
             let _lock = lock(&keys.dir)?;
             keys.make()?;
         }
         keys.secret = std::fs::read(keys.secret_file()).map_err(error)?;
-        let public = std::fs::read_to_string(keys.public_file()).map_err(error)?;
-        keys.client = parse_public(&public).filter(|_| keys.secret.len() == KEY_LEN).ok_or_else(|| {
+        let unusable = || {
             WireError::new(ErrorCode::Failed, format!("ssh's keys in `{shown}` can't be used"))
                 .hinted(format!("remove that directory; new ones are made then: `rm -r {shown}`"))
-        })?;
+        };
+        if keys.secret.len() != KEY_LEN {
+            return Err(unusable());
+        }
+        keys.client = match &keys.chosen {
+            Some(chosen) => read_chosen(chosen)?,
+            None => {
+                let public = std::fs::read_to_string(keys.public_file()).map_err(error)?;
+                parse_public(&public).ok_or_else(unusable)?
+            }
+        };
         Ok(keys)
+    }
+
+    /// Returns the keys by the names of their files, for settings; none is read or made.
+    pub(super) fn named(state: &StateDir, chosen: Option<PathBuf>) -> Self {
+        Self { dir: dir_of(state), secret: Vec::new(), client: Vec::new(), chosen }
     }
 
     /// Makes what is missing; the lock is held. Each file is whole when it has its name.
@@ -84,7 +102,7 @@ impl Keys {
                 .and_then(|()| std::fs::rename(&file, self.secret_file()))
                 .map_err(error)?;
         }
-        if !self.client_key().exists() {
+        if self.chosen.is_none() && !self.client_key().exists() {
             let file = unfinished.path().join("key");
             let mut keygen = command(Path::new("ssh-keygen"));
             keygen.args(["-q", "-t", "ed25519", "-N", "", "-C", "banger", "-f"]).arg(&file);
@@ -103,7 +121,7 @@ impl Keys {
 
     /// Returns the client's private key.
     pub(super) fn client_key(&self) -> PathBuf {
-        self.dir.join("id_ed25519")
+        self.chosen.clone().unwrap_or_else(|| self.dir.join("id_ed25519"))
     }
 
     /// Returns the file of known hosts.
@@ -182,6 +200,59 @@ fn parse_public(text: &str) -> Option<Vec<u8>> {
     blob.strip_prefix(PUBLIC_PREFIX).filter(|key| key.len() == KEY_LEN).map(<[u8]>::to_vec)
 }
 
+/// Looks whether a key of the owner's own can be used.
+///
+/// # Errors
+/// When it can't.
+pub(super) fn check_chosen(private: &Path) -> Result<(), WireError> {
+    read_chosen(private).map(|_| ())
+}
+
+/// Returns the public half of a key of the owner's own, which has to be next to it.
+fn read_chosen(private: &Path) -> Result<Vec<u8>, WireError> {
+    let shown = private.display();
+    let refuse = |cause: String, hint: String| {
+        let mut error =
+            WireError::new(ErrorCode::Invalid, format!("`ssh_key_path`, `{shown}`, can't be used"));
+        error.causes.push(cause);
+        error.hinted(hint)
+    };
+    let other = "name another one in the config, or take `ssh_key_path` out: `banger config path`";
+    let metadata = std::fs::metadata(private).map_err(|error| refuse(error.to_string(), other.to_owned()))?;
+    if !metadata.is_file() {
+        return Err(refuse("it is not a file".to_owned(), other.to_owned()));
+    }
+    // `ssh` leaves out a key that others can read, and says so only among much else.
+    if metadata.mode() & 0o077 != 0 && metadata.uid() == rustix::process::getuid().as_raw() {
+        let cause = format!("others may use it: its mode is {:o}", metadata.mode() & 0o777);
+        return Err(refuse(cause, format!("make it yours alone: `chmod 600 {shown}`")));
+    }
+    let mut public = private.as_os_str().to_owned();
+    public.push(".pub");
+    let public = PathBuf::from(public);
+    let text = read_short(&public).map_err(|error| {
+        let hint = format!("make it with `ssh-keygen -y -f {shown} > {}`", public.display());
+        refuse(format!("its public half, `{}`: {error}", public.display()), hint)
+    })?;
+    parse_public(&text).ok_or_else(|| {
+        let kind = text.split_whitespace().next().unwrap_or_default().escape_debug().to_string();
+        let cause = match kind.as_str() {
+            "ssh-ed25519" | "" => format!("`{}` has no public key", public.display()),
+            kind => format!("it is a key of the kind `{kind}`, and vms let in `ssh-ed25519` only"),
+        };
+        refuse(cause, "make one with `ssh-keygen -t ed25519`, or take `ssh_key_path` out".to_owned())
+    })
+}
+
+/// Longest file of a public key: one line, with a comment.
+const PUBLIC_LEN_MAX: u64 = 16 * 1024;
+
+fn read_short(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    File::open(path)?.take(PUBLIC_LEN_MAX).read_to_string(&mut text)?;
+    Ok(text)
+}
+
 fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
     file.write_all(bytes)?;
@@ -213,8 +284,12 @@ mod tests {
 
     #[test]
     fn each_vm_has_a_host_key_of_its_own_and_keeps_it() {
-        let keys =
-            |secret: u8| Keys { dir: "/x".into(), secret: vec![secret; KEY_LEN], client: vec![1; KEY_LEN] };
+        let keys = |secret: u8| Keys {
+            dir: "/x".into(),
+            secret: vec![secret; KEY_LEN],
+            client: vec![1; KEY_LEN],
+            chosen: None,
+        };
         let spec = |secret: u8, vm: &str| keys(secret).spec(vm).unwrap().host_key;
         assert_eq!(spec(1, "a"), spec(1, "a"));
         assert_ne!(spec(1, "a"), spec(1, "b"));
@@ -229,5 +304,53 @@ mod tests {
         for bad in ["", "ssh-rsa AAAA", "ssh-ed25519", "ssh-ed25519 !", "ssh-ed25519 AAAA"] {
             assert_eq!(parse_public(bad), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn a_key_of_the_owners_own_has_to_be_one_that_works() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateDir::at(&dir.path().join("state"));
+        let key = dir.path().join("key");
+        let refused = || {
+            let error = Keys::ensure(&state, Some(key.clone())).unwrap_err();
+            let text =
+                format!("{}\n{}\nhint: {}", error.message, error.causes.join("\n"), error.hint.unwrap());
+            text.replace(dir.path().to_str().unwrap(), "[DIR]")
+        };
+        insta::assert_snapshot!(refused(), @r"
+        `ssh_key_path`, `[DIR]/key`, can't be used
+        No such file or directory (os error 2)
+        hint: name another one in the config, or take `ssh_key_path` out: `banger config path`
+        ");
+        write_private(&key, b"private").unwrap();
+        insta::assert_snapshot!(refused(), @r"
+        `ssh_key_path`, `[DIR]/key`, can't be used
+        its public half, `[DIR]/key.pub`: No such file or directory (os error 2)
+        hint: make it with `ssh-keygen -y -f [DIR]/key > [DIR]/key.pub`
+        ");
+        let public = dir.path().join("key.pub");
+        std::fs::write(&public, "ssh-rsa AAAA me@here\n").unwrap();
+        insta::assert_snapshot!(refused(), @r"
+        `ssh_key_path`, `[DIR]/key`, can't be used
+        it is a key of the kind `ssh-rsa`, and vms let in `ssh-ed25519` only
+        hint: make one with `ssh-keygen -t ed25519`, or take `ssh_key_path` out
+        ");
+        std::fs::write(&public, "ssh-ed25519 AAAA\n").unwrap();
+        insta::assert_snapshot!(refused(), @r"
+        `ssh_key_path`, `[DIR]/key`, can't be used
+        `[DIR]/key.pub` has no public key
+        hint: make one with `ssh-keygen -t ed25519`, or take `ssh_key_path` out
+        ");
+        let blob = STANDARD.encode([PUBLIC_PREFIX, &[9; KEY_LEN]].concat());
+        std::fs::write(&public, format!("ssh-ed25519 {blob} me@here\n")).unwrap();
+        let keys = Keys::ensure(&state, Some(key.clone())).unwrap();
+        assert_eq!((keys.client_key(), keys.client), (key.clone(), vec![9; KEY_LEN]));
+        assert!(!dir.path().join("state/ssh/id_ed25519").exists(), "banger's own was not needed");
+        std::fs::set_permissions(&key, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
+        insta::assert_snapshot!(refused(), @r"
+        `ssh_key_path`, `[DIR]/key`, can't be used
+        others may use it: its mode is 644
+        hint: make it yours alone: `chmod 600 [DIR]/key`
+        ");
     }
 }

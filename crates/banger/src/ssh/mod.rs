@@ -7,6 +7,8 @@
 //! Nothing listens anywhere, and no network is needed. `ssh` gets a key and known hosts of banger's own; its other
 //! settings are the user's.
 
+pub(crate) mod agent;
+pub(crate) mod check;
 mod config;
 mod keys;
 mod options;
@@ -25,7 +27,7 @@ use banger_wire::guest::SessionKind;
 use keys::Keys;
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::unix::process::CommandExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -34,6 +36,8 @@ use tokio::sync::oneshot;
 const STATUS_FAILED: u8 = 255;
 /// What a name of a vm ends with where it stands among names of hosts.
 pub(crate) const DOMAIN: &str = ".vm";
+/// The key of the config by which the owner chooses another key than banger's own.
+const KEY_PATH: &str = "ssh_key_path";
 /// How long an agent that has this kind of session takes to greet, and much more.
 const GREETING_TIME_MAX: Duration = Duration::from_secs(30);
 
@@ -50,7 +54,7 @@ pub(crate) async fn ssh(context: &mut Context, args: SshArgs) -> Ended {
 
 async fn connect(context: &mut Context, args: SshArgs) -> Ended {
     let vm = running(context, args.vm).await?;
-    let keys = Keys::ensure(context.client.state())?;
+    let keys = keys(context).await?;
     know_hosts(context, &keys).await?;
     let (flags, words) = options::split(args.args);
     let mut command = command(Path::new("ssh"));
@@ -81,6 +85,25 @@ fn no_program(program: &str, error: &std::io::Error) -> WireError {
     error.hinted("install OpenSSH's client: the package is `openssh-client`, `openssh-clients` or `openssh`")
 }
 
+/// Returns the keys that the config has the client use.
+async fn keys(context: &mut Context) -> Result<Keys, Stop> {
+    let chosen = chosen_key(context).await?;
+    Ok(Keys::ensure(context.client.state(), chosen)?)
+}
+
+/// Returns the private key that the config names, if it does.
+async fn chosen_key(context: &mut Context) -> Result<Option<PathBuf>, Stop> {
+    let outcome = context.ask(Request::ConfigShow).await?;
+    let config = expect_outcome!(outcome, Config)?;
+    let value =
+        config.values.iter().find(|value| value.key == KEY_PATH).and_then(|value| value.value.as_str());
+    let home = std::env::var_os("HOME").map(PathBuf::from);
+    Ok(value.map(|text| match (Path::new(text).strip_prefix("~"), home) {
+        (Ok(below), Some(home)) => home.join(below),
+        _ => PathBuf::from(text),
+    }))
+}
+
 /// Writes down the host keys of all vms; there is none to be asked about.
 async fn know_hosts(context: &mut Context, keys: &Keys) -> Result<(), Stop> {
     // Held while asking: a list from before another vm was made must not replace one from after that.
@@ -94,7 +117,7 @@ async fn know_hosts(context: &mut Context, keys: &Keys) -> Result<(), Stop> {
 pub(crate) async fn proxy(context: &mut Context, args: SshProxyArgs) -> Ended {
     let name = args.host.strip_suffix(DOMAIN).unwrap_or(&args.host).to_owned();
     let vm = running(context, name).await?;
-    let keys = Keys::ensure(context.client.state())?;
+    let keys = keys(context).await?;
     know_hosts(context, &keys).await?;
     let what = SessionKind::Ssh(Box::new(keys.spec(vm.id.as_str())?));
     let (greeted, greeting) = oneshot::channel();
@@ -179,7 +202,7 @@ pub(crate) async fn ssh_config(context: &mut Context, args: SshConfigArgs) -> En
         })?;
         return Ok(0);
     }
-    let keys = Keys::ensure(&state)?;
+    let keys = keys(context).await?;
     let text = config::render(&options::pinned(&keys, &state, "%h")?);
     if !args.install {
         context.ui.data(&text)?;

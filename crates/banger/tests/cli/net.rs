@@ -14,7 +14,13 @@ fn what_is_allowed_is_asked_for_and_shown() {
         let asked = Request::VmNetChange { vm: "web".to_owned(), allow: allow.clone(), deny: Vec::new() };
         assert_eq!(request, asked);
         let rules = NetRules { allow, deny: vec![target("evil.test")] };
-        peer.done(Outcome::Net(NetView { mode: NetMode::Allow, rules, live: false, open: Vec::new() }));
+        peer.done(Outcome::Net(NetView {
+            mode: NetMode::Allow,
+            next_mode: None,
+            rules,
+            live: false,
+            open: Vec::new(),
+        }));
     });
     assert_snapshot!(bench.run(["vm", "net", "allow", "web", "Example.com:443", "10.1.0.0/16"]), @r"
     status 0

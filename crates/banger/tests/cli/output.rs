@@ -2,8 +2,8 @@
 
 use crate::support::{Bench, plan, read_until, terminal, view};
 use banger_wire::daemon::{
-    Available, CachePruned, Check, Event, NetMode, Outcome, Pruned, Request, SetupItem, SetupState, Verdict,
-    Workspace, WorkspaceAsked, WorkspaceMode,
+    Available, CachePruned, Check, ConfigView, Event, NetMode, Outcome, Pruned, Request, SetupItem,
+    SetupState, Verdict, Workspace, WorkspaceAsked, WorkspaceMode,
 };
 use banger_wire::error::{ErrorCode, WireError};
 use banger_wire::exec::TerminalSize;
@@ -358,6 +358,7 @@ fn doctor_prints_each_check_and_fails_with_one() {
     status 1
     --- stdout
     pass  daemon: build [BUILD], as `banger`
+    pass  ssh include: not installed; `banger ssh-config --install` makes `NAME.vm` a host
     pass  qemu: what was found
     warn  kvm: what was found
     FAIL  pasta: what was found
@@ -365,7 +366,36 @@ fn doctor_prints_each_check_and_fails_with_one() {
     ");
     let json = bench.command(["doctor", "--json"]).output().unwrap();
     let checks: Vec<Check> = serde_json::from_slice(&json.stdout).unwrap();
-    assert_eq!((json.status.code(), checks.len()), (Some(1), 4));
+    assert_eq!((json.status.code(), checks.len()), (Some(1), 5));
+}
+
+#[test]
+fn doctor_says_when_names_of_vms_are_no_hosts_any_more() {
+    let bench = Bench::new();
+    bench.daemon(|request, peer| match request {
+        Request::ConfigShow => {
+            let config = ConfigView { path: None, exists: false, values: Vec::new() };
+            peer.done(Outcome::Config(config));
+        }
+        _ => peer.done(Outcome::Done),
+    });
+    std::fs::create_dir(bench.path().join(".ssh")).unwrap();
+    let lines = "# >>> banger >>>\nInclude \"/elsewhere/ssh/config\"\n# <<< banger <<<\n";
+    std::fs::write(bench.path().join(".ssh/config"), lines).unwrap();
+    assert_snapshot!(bench.run(["doctor"]), @r"
+    status 0
+    --- stdout
+    pass  daemon: build [BUILD], as `banger`
+    warn  ssh include: `NAME.vm` may be no host for `ssh`: banger's lines in `[DIR]/.ssh/config` do not include `[DIR]/state/ssh/config`
+          hint: banger ssh-config --install
+    ");
+    let json = bench.command(["doctor", "--json"]).output().unwrap();
+    let checks: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!(checks[1]["name"], "ssh include");
+    assert_eq!(
+        (&checks[1]["verdict"], &checks[1]["hint"]),
+        (&"warn".into(), &"banger ssh-config --install".into())
+    );
 }
 
 #[test]

@@ -5,6 +5,7 @@ use banger_wire::daemon::{Event, NetMode, Outcome, Request};
 use banger_wire::error::{ErrorCode, WireError};
 use banger_wire::exec::{STDIN, STDOUT, SessionControl, TerminalSize};
 use banger_wire::frame::{Frame, Kind};
+use banger_wire::net::{NetRules, NetView};
 use banger_wire::size::Mebibytes;
 use banger_wire::stats::VmStats;
 use banger_wire::vm::{VmEvent, VmRequest};
@@ -103,6 +104,7 @@ fn what_is_set_is_said() {
             memory: None,
             disk_size: Some(Mebibytes(16 << 10)),
             net: Some(NetMode::None),
+            net_allow: None,
         };
         assert_eq!(request, asked);
         let mut vm = view("web", "stopped");
@@ -119,6 +121,42 @@ fn what_is_set_is_said() {
     --- stderr
     error: there is nothing to change
     hint: use `--vcpu`, `--memory`, `--disk-size` or `--net`
+    ");
+}
+
+#[test]
+fn the_network_of_a_running_vm_is_said_to_be_what_it_is_and_will_be() {
+    let bench = Bench::new();
+    bench.daemon(|request, peer| match request {
+        Request::VmSet { vcpu: None, memory: None, disk_size: None, net, net_allow, .. } => {
+            let expected = (net == Some(NetMode::Allow)).then(|| vec!["a.example:443".parse().unwrap()]);
+            assert_eq!(net_allow, expected);
+            let mut vm = view("web", "running");
+            vm.net = net.unwrap();
+            peer.done(Outcome::Vm(vm));
+        }
+        Request::VmNetShow { .. } => {
+            let (next_mode, rules) = (Some(NetMode::Full), NetRules::default());
+            let open = Vec::new();
+            peer.done(Outcome::Net(NetView { mode: NetMode::Allow, next_mode, rules, live: true, open }));
+        }
+        other => panic!("{other:?}"),
+    });
+    assert_snapshot!(bench.run(["vm", "set", "--net", "full", "web"]), @r"
+    status 0
+    --- stdout
+    web has network full from its next start, and allow until then
+    ");
+    let json =
+        bench.command(["vm", "set", "--json", "--net", "allow=a.example:443", "web"]).output().unwrap();
+    let vm: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!(vm["net"], "allow");
+    assert_snapshot!(bench.run(["vm", "set", "--net", "lan", "web"]), @r"
+    status 2
+    --- stderr
+    error: invalid value 'lan' for '--net <NET>': use `internet`, `none`, `full`, or `allow=HOST[:PORT],…`
+
+    For more information, try '--help'.
     ");
 }
 

@@ -5,6 +5,7 @@
 //! keys and is written by somebody nobody knows.
 
 use crate::daemon::{DEFAULT_DISK, DEFAULT_IMAGE, VCPU_MAX, default_memory, default_vcpu, ram};
+use crate::loopback::{self, LoopbackRange};
 use banger_wire::error::{ErrorCode, WireError};
 use banger_wire::names::CacheName;
 use banger_wire::size::Mebibytes;
@@ -49,6 +50,8 @@ pub(crate) enum Kind {
     Hosts,
     /// The name of a cache.
     Cache,
+    /// Addresses of the loopback.
+    LoopbackRange,
 }
 
 /// A size as the file may have it.
@@ -85,6 +88,8 @@ pub(crate) const CONFIG: &[Key] = &[
     key("dns_listen", Kind::Text("an address and port of the loopback, or `off`"), || {
         json!("127.0.0.1:42069")
     }),
+    key("loopback_cidr", Kind::LoopbackRange, || json!(LoopbackRange::default())),
+    unset("ssh_key_path", Kind::Path),
     unset("disk_rate", Kind::Size),
     unset("net_rate", Kind::Size),
     key("boot_timeout", Kind::Time, || json!(format!("{}s", crate::plan::BOOT_TIMEOUT.as_secs()))),
@@ -308,6 +313,7 @@ impl Kind {
                 text.is_some() || list
             }
             Self::Cache => text.is_some_and(|text| text.parse::<CacheName>().is_ok()),
+            Self::LoopbackRange => text.is_some_and(|text| text.parse::<LoopbackRange>().is_ok()),
         }
     }
 
@@ -329,6 +335,7 @@ impl Kind {
             Self::TimeOrNever => "a time such as `\"30m\"` or `\"2h\"`, or `\"never\"`".to_owned(),
             Self::Mode => "an octal mode as a text, such as `\"600\"`".to_owned(),
             Self::Hosts => "a host, or a list of hosts".to_owned(),
+            Self::LoopbackRange => loopback::ACCEPTED.to_owned(),
             Self::Cache => "1 to 128 lower-case letters, digits, `.`, `_` and `-`".to_owned(),
         }
     }
@@ -379,6 +386,11 @@ mod tests {
         assert_snapshot!(wrong("vmm = 'qemu'\nvmm = 'auto'\n"));
         assert_snapshot!(wrong("[[file_sync]]\nhost = 'a/b'\nmode = '999'\n"));
         assert_snapshot!(wrong("vmm =\n"));
+        assert_snapshot!(wrong("loopback_cidr = '127.0.0.0/16'\nssh_key_path = 'id_ed25519'\n"), @r#"
+        line 1: `loopback_cidr` can't be "127.0.0.0/16": it is a range such as `"127.77.0.0/16"`: in 127.0.0.0/8, from /9 to /28, without 127.0.0.0/24
+        line 2: `ssh_key_path` can't be "id_ed25519": it is an absolute path, or one that begins with `~/`
+        hint: correct those lines of `/c.toml`, or take them out
+        "#);
     }
 
     #[test]

@@ -17,7 +17,7 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::oneshot;
 
-/// Frames of one client that wait for the guest: its window, and what it says besides.
+/// Frames of one client that wait for the guest: its window, and what it and its ssh agent say besides.
 const WAITING_MAX: usize = 2 * WINDOW as usize;
 /// How long a VMM may take to say what it has counted.
 const USE_WAIT: Duration = Duration::from_secs(2);

@@ -7,6 +7,7 @@ use banger_vmm::AgentSocket;
 use banger_wire::exec::WINDOW;
 use banger_wire::frame::{DATA_LEN_MAX, Decoder, Frame, FrameError, GUEST_MESSAGE_LEN_MAX, HEADER_LEN, Kind};
 use banger_wire::guest::{GuestMessage, HostMessage, SessionKind};
+use banger_wire::ssh_agent;
 use banger_wire::stream::FrameWriter;
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -22,8 +23,8 @@ use tokio::sync::mpsc;
 const OUT_QUEUE_LEN: usize = 16;
 /// How long a VMM may take to make its socket.
 const CONNECT_WAIT: Duration = Duration::from_secs(20);
-/// Unforwarded bytes of one session: the windows of two channels, and a message.
-const PENDING_MAX: usize = 2 * WINDOW as usize + GUEST_MESSAGE_LEN_MAX;
+/// Unforwarded bytes of one session: the windows of two channels, a message of the guest's, and one to an ssh agent.
+const PENDING_MAX: usize = 2 * WINDOW as usize + GUEST_MESSAGE_LEN_MAX + ssh_agent::MESSAGE_LEN_MAX;
 /// Sessions of one vm at a time: 200 of clients, and as many connections as its ports carry.
 const SESSIONS_MAX: usize = 456;
 

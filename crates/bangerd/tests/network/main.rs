@@ -414,6 +414,21 @@ fn rules_change_while_a_vm_runs_and_stay() {
     assert_eq!(get("http://other.test/"), "other");
     let (_, errors, changed) = banger(&["vm", "net", "allow", "v", "169.254.169.254"]);
     assert!(!changed && errors.contains("is never reached"), "{errors}");
+
+    // All that is allowed, at once; another mode comes with the next start.
+    let (said, errors, _) = banger(&["vm", "set", "v", "--net", "allow=other.test:80"]);
+    assert_eq!(said, "v has network allow, and its rules are in force\n", "{errors}");
+    assert!(get("http://public.test/").starts_with("none"));
+    assert_eq!(get("http://other.test/"), "other");
+    let (said, errors, _) = banger(&["vm", "set", "v", "--net", "internet"]);
+    assert_eq!(said, "v has network internet from its next start, and allow until then\n", "{errors}");
+    let (shown, errors, _) = banger(&["vm", "net", "show", "v", "--json"]);
+    let shown: serde_json::Value = serde_json::from_str(&shown).expect(&errors);
+    assert_eq!((&shown["mode"], &shown["next_mode"]), (&"allow".into(), &"internet".into()));
+    assert!(get("http://public.test/").starts_with("none"));
+    let (_, errors, restarted) = banger(&["vm", "restart", "v"]);
+    assert!(restarted, "{errors}");
+    assert_eq!(get("http://public.test/"), "public");
     let (_, errors, deleted) = banger(&["vm", "delete", "v", "--force"]);
     assert!(deleted, "{errors}");
 }

@@ -14,7 +14,7 @@ mod forward;
 
 use super::link::Link;
 use super::vm::Shared;
-use crate::ports::{self, ADDRESS_TRIES, PortsPlan};
+use crate::ports::{self, PortsPlan};
 use anyhow::{Context as _, bail};
 use banger_sys::sock_diag::SockDiag;
 use banger_wire::frame::{Frame, Kind};
@@ -77,13 +77,11 @@ impl Ports {
     /// # Errors
     /// When something can't be published. Without an address, or a kernel that tells users apart, nothing opens by itself.
     pub(crate) async fn open(plan: &PortsPlan, diag: Option<SockDiag>) -> anyhow::Result<Self> {
-        let claim = (0..ADDRESS_TRIES).find_map(|tried| {
-            let address = ports::address(plan.first, tried);
-            listen(SocketAddr::new(address.into(), CLAIM_PORT)).ok()
-        });
+        let claim = ports::addresses(plan.range, plan.first)
+            .find_map(|address| listen(SocketAddr::new(address.into(), CLAIM_PORT)).ok());
         let mut ports = Self { plan: plan.clone(), gate: None, claim, published: Vec::new(), problem: None };
         match (&ports.claim, diag) {
-            (None, _) => ports.problem = Some("no free address was found in 127.77.0.0/16".to_owned()),
+            (None, _) => ports.problem = Some(format!("no free address was found in {}", plan.range)),
             (Some(claim), Some(diag)) if tells_users(&diag, claim.local_addr()?).await => {
                 ports.gate = Some(Rc::new(Gate { diag, owner: plan.owner }));
             }

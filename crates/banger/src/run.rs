@@ -293,6 +293,7 @@ fn vm_spec(
         disk_size: args.disk_size,
         net: args.net.as_ref().map(|net| net.mode),
         net_rules: NetRules { allow: args.net.map(|net| net.allow).unwrap_or_default(), deny: Vec::new() },
+        network: args.network,
         vmm: args.vmm.map(Into::into),
         rm,
         wait: args.wait.map_or(default_wait, Into::into),

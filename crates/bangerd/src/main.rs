@@ -13,6 +13,7 @@ mod initramfs;
 mod kvm;
 mod lifecycle;
 mod load;
+mod members;
 mod names;
 mod net;
 mod outbound;

@@ -1,12 +1,13 @@
 //! Making this guest the vm the host asked for: disk, overlay, identity, network.
 
 use banger_sys::netif;
-use banger_sys::netlink::Changes;
-use banger_wire::guest::{GuestCache, GuestConfig, GuestDrives, GuestNetwork, InitMode};
+use banger_sys::netlink::{self, Changes, NewRoute};
+use banger_wire::guest::{GuestCache, GuestConfig, GuestDrives, GuestMember, GuestNetwork, InitMode};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::Mode;
 use rustix::mount::{MountFlags, mount, mount_bind, mount_move};
 use std::io::{self, Write as _};
+use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
@@ -355,13 +356,31 @@ fn configure_network(network: &GuestNetwork) -> io::Result<()> {
     netif::set_up("lo", true)?;
     netif::set_address("eth0", netif::Inet4 { address: network.address, prefix_len: network.prefix_len })?;
     netif::set_up("eth0", true)?;
-    netif::add_default_route(network.gateway)?;
+    if !network.closed {
+        netif::add_default_route(network.gateway)?;
+    }
+    if let Some(member) = &network.member {
+        join_network(member, network.gateway)?;
+    }
     if let Some(ipv6) = &network.ipv6 {
         let index = netif::index("eth0")?;
         netif::set_address6(index, ipv6.address, ipv6.prefix_len)?;
         netif::add_default_route6(index, ipv6.gateway)?;
     }
     wait_for_carrier("eth0")
+}
+
+/// Gives the interface its address among the vms of a network, which is the one that packets to them come from.
+fn join_network(member: &GuestMember, gateway: Ipv4Addr) -> io::Result<()> {
+    let interface = netif::index("eth0")?;
+    netlink::add_address(interface, member.address)?;
+    netlink::add_route(&NewRoute {
+        to: member.network,
+        prefix_len: member.prefix_len,
+        gateway: Some(gateway),
+        source: Some(member.address),
+        interface,
+    })
 }
 
 /// What is sent before the interface has found its carrier is lost: a name's first question would wait for seconds.

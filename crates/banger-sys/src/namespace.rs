@@ -189,6 +189,20 @@ pub(crate) struct CapabilitySet {
 /// # Errors
 /// When `/dev/net/tun` can't be opened or the name is taken.
 pub fn open_tap(name: &str) -> io::Result<OwnedFd> {
+    // With the header of virtio in front of each packet the guest may leave checksums and segmenting to the kernel.
+    open_interface(name, libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR, 0)
+}
+
+/// Makes an interface of this name in the caller's network namespace that hands over whole IP packets, with nothing in
+/// front, and whose reads and writes never wait. It lives as long as the descriptor.
+///
+/// # Errors
+/// When `/dev/net/tun` can't be opened or the name is taken.
+pub fn open_tun(name: &str) -> io::Result<OwnedFd> {
+    open_interface(name, libc::IFF_TUN | libc::IFF_NO_PI, libc::O_NONBLOCK)
+}
+
+fn open_interface(name: &str, kind: c_int, flags: c_int) -> io::Result<OwnedFd> {
     // SAFETY: `ifreq` is plain data for which all zeroes is a valid value.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     let bytes = name.as_bytes();
@@ -198,10 +212,9 @@ pub fn open_tap(name: &str) -> io::Result<OwnedFd> {
     for (to, from) in request.ifr_name.iter_mut().zip(bytes) {
         *to = libc::c_char::from_ne_bytes([*from]);
     }
-    // With the header of virtio in front of each packet the guest may leave checksums and segmenting to the kernel.
-    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
+    request.ifr_ifru.ifru_flags = kind as libc::c_short;
     // SAFETY: a NUL-terminated constant.
-    let fd = unsafe { libc::open(c"/dev/net/tun".as_ptr(), libc::O_RDWR | libc::O_CLOEXEC) };
+    let fd = unsafe { libc::open(c"/dev/net/tun".as_ptr(), libc::O_RDWR | libc::O_CLOEXEC | flags) };
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }

@@ -1,7 +1,11 @@
 //! The kernel's routing tables, read over a route netlink socket, and word of their changes.
 //!
 //! Only what the network policy needs: addresses and routes. Dumps are parsed here, by hand and bounds-checked: a
-//! handful of attributes is not worth a library.
+//! handful of attributes is not worth a library. [`add_address`] and [`add_route`] are the little that is written.
+
+mod add;
+
+pub use add::{NewRoute, add_address, add_route};
 
 use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};

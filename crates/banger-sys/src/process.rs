@@ -40,6 +40,24 @@ fn has_stopped(thread: libc::pid_t) -> io::Result<bool> {
     if found < 0 { Err(io::Error::last_os_error()) } else { Ok(found == thread) }
 }
 
+/// Returns the user of the process at the other end of a connected Unix socket, as it was when it connected; one that the
+/// caller's user namespace does not know has the number that stands for such. Its process may be of another namespace, where
+/// it has no number here.
+///
+/// # Errors
+/// When the socket is not connected, or no Unix socket.
+pub fn peer_uid(socket: &std::os::fd::OwnedFd) -> io::Result<u32> {
+    use std::os::fd::AsRawFd as _;
+    let mut found = libc::ucred { pid: 0, uid: u32::MAX, gid: u32::MAX };
+    let mut len = size_of::<libc::ucred>() as libc::socklen_t;
+    let value = (&raw mut found).cast();
+    // SAFETY: the option's value is such a structure, of whose length the kernel is told, and both outlive the call.
+    let result = unsafe {
+        libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_PEERCRED, value, &raw mut len)
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(found.uid) }
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::Read as _;
@@ -72,5 +90,14 @@ mod tests {
         let mut rest = String::new();
         output.read_to_string(&mut rest).unwrap();
         assert_eq!(rest, "");
+    }
+
+    #[test]
+    fn the_user_at_the_other_end_is_known() {
+        let (one, _other) = std::os::unix::net::UnixStream::pair().unwrap();
+        assert_eq!(super::peer_uid(&one.into()).unwrap(), rustix::process::getuid().as_raw());
+        let alone = std::os::unix::net::UnixDatagram::unbound().unwrap();
+        let uid = super::peer_uid(&alone.into());
+        assert!(uid.is_err() || uid.is_ok_and(|uid| uid == u32::MAX), "there is nobody");
     }
 }

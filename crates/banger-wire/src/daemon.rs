@@ -6,8 +6,8 @@
 use crate::bytes::ByteString;
 use crate::error::WireError;
 use crate::guest::Timing;
-use crate::names::{CacheName, ImageName, KernelName, VmId, VmName};
-use crate::net::{Denial, NetRules, NetTarget, NetView};
+use crate::names::{CacheName, ImageName, KernelName, NetworkName, VmId, VmName};
+use crate::net::{Denial, MemberView, NetRules, NetTarget, NetView};
 use crate::ports::Publish;
 use crate::size::Mebibytes;
 use crate::stats::VmStats;
@@ -298,6 +298,9 @@ pub struct VmSpec {
     /// What is allowed and denied besides.
     #[serde(default)]
     pub net_rules: NetRules,
+    /// The network of vms that it joins.
+    #[serde(default)]
+    pub network: Option<NetworkName>,
     /// Which VMM.
     pub vmm: Option<VmmChoice>,
     /// Deleted once the command or session has ended.
@@ -574,6 +577,9 @@ pub struct VmView {
     /// Its own address on the host, where its ports open, while it runs.
     #[serde(default)]
     pub address: Option<Ipv4Addr>,
+    /// The network of vms that it joins.
+    #[serde(default)]
+    pub network: Option<MemberView>,
 }
 
 /// What was placed in a vm, and where it came from. The client that places it writes this down; see [`Workspace::FILE`].

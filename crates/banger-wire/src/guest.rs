@@ -308,8 +308,14 @@ pub struct GuestNetwork {
     pub address: Ipv4Addr,
     /// Its prefix length.
     pub prefix_len: u8,
-    /// The way out, also the resolver.
+    /// The other end of the link: the way out, also the resolver.
     pub gateway: Ipv4Addr,
+    /// There is no way out, so that no route leads there.
+    #[serde(default)]
+    pub closed: bool,
+    /// The network of vms that it is in.
+    #[serde(default)]
+    pub member: Option<GuestMember>,
     /// The same for IPv6, where the host has it.
     #[serde(default)]
     pub ipv6: Option<GuestNetwork6>,
@@ -318,6 +324,17 @@ pub struct GuestNetwork {
     /// Names that resolve without asking anybody.
     #[serde(default)]
     pub hosts: BTreeMap<String, Ipv4Addr>,
+}
+
+/// A guest's place among the vms of a network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestMember {
+    /// Its address there, a second one of its interface.
+    pub address: Ipv4Addr,
+    /// Where the others are.
+    pub network: Ipv4Addr,
+    /// Prefix length of that.
+    pub prefix_len: u8,
 }
 
 /// IPv6 part of [`GuestNetwork`].

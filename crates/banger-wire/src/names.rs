@@ -23,6 +23,15 @@ pub enum NameError {
         /// What was given, made printable.
         text: String,
     },
+    /// Not the name of a network.
+    #[error(
+        "`{text}` is not a valid network name: use 1 to 63 lower-case letters, digits and hyphens, \
+         starting and ending with a letter or digit"
+    )]
+    Network {
+        /// What was given, made printable.
+        text: String,
+    },
     /// Not a vm id.
     #[error("`{text}` is not a vm id: an id is {VM_ID_LEN} hexadecimal digits")]
     Id {
@@ -118,6 +127,12 @@ text_type!(
     VmName,
     is_label,
     |text| NameError::Vm { text }
+);
+text_type!(
+    /// The name of a network of vms.
+    NetworkName,
+    is_label,
+    |text| NameError::Network { text }
 );
 text_type!(
     /// The id of a vm: twelve lower-case hexadecimal digits.

@@ -1,5 +1,6 @@
 //! What a vm reaches, in the words of its owner: targets that are allowed and denied, and what was refused.
 
+use crate::names::NetworkName;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -330,6 +331,17 @@ pub struct NetReport {
     pub open: Vec<OpenName>,
     /// Refused, the last first.
     pub denials: Vec<Denial>,
+}
+
+/// A vm's place in a network of vms.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberView {
+    /// The network.
+    pub name: NetworkName,
+    /// The vm's address there, as long as the vm exists.
+    pub address: Option<Ipv4Addr>,
+    /// Why it reaches no other vm of the network, while it runs.
+    pub warning: Option<String>,
 }
 
 #[cfg(test)]

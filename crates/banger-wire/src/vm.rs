@@ -117,6 +117,9 @@ pub struct VmStatus {
     pub watchdog_restarts: u32,
     /// Why there is no way out to the network, when there should be one.
     pub network_warning: Option<String>,
+    /// Why other vms of its network are not reached, when it is to be in one.
+    #[serde(default)]
+    pub member_warning: Option<String>,
     /// What the guest could not do although it goes on, printable.
     #[serde(default)]
     pub guest_warnings: Vec<String>,

@@ -11,7 +11,7 @@ mod vm;
 
 use crate::text::parse_duration;
 use banger_wire::daemon::{CacheMount, VmmChoice, Wait, WorkspaceMode};
-use banger_wire::names::{KernelName, VmName};
+use banger_wire::names::{KernelName, NetworkName, VmName};
 use banger_wire::ports::Publish;
 use banger_wire::size::Mebibytes;
 use banger_wire::time::AutoStop;
@@ -282,6 +282,9 @@ pub(crate) struct SpecArgs {
     /// `allow=HOST[:PORT],…` (names, addresses, networks, and nothing else).
     #[arg(long, value_name = "MODE")]
     pub(crate) net: Option<NetArg>,
+    /// Join the vms of this network: they reach each other under their names, whatever `--net` says.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) network: Option<NetworkName>,
     /// What runs it [default: the config's `vmm`, else auto].
     #[arg(long, value_name = "VMM")]
     pub(crate) vmm: Option<VmmArg>,
@@ -311,7 +314,7 @@ pub(crate) struct SpecArgs {
 
 impl SpecArgs {
     /// The flags that say what a new vm is, and whether each was given.
-    pub(crate) fn given(&self) -> [(&'static str, bool); 11] {
+    pub(crate) fn given(&self) -> [(&'static str, bool); 12] {
         [
             ("--name", self.name.is_some()),
             ("--image", self.image.is_some()),
@@ -320,6 +323,7 @@ impl SpecArgs {
             ("--memory", self.memory.is_some()),
             ("--disk-size", self.disk_size.is_some()),
             ("--net", self.net.is_some()),
+            ("--network", self.network.is_some()),
             ("--vmm", self.vmm.is_some()),
             ("--auto-stop-after", self.auto_stop_after.is_some()),
             ("--publish", !self.publish.is_empty()),

@@ -311,6 +311,7 @@ fn vm_spec(
             allow: args.net.and_then(|net| net.allow).unwrap_or_default(),
             deny: Vec::new(),
         },
+        network: args.network,
         vmm: args.vmm.map(Into::into),
         rm,
         wait: args.wait.map_or(default_wait, Into::into),

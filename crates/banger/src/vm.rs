@@ -14,7 +14,7 @@ use crate::text::{age, bytes, date, duration, now};
 use crate::{console, cp, logs, net, ports, run, ssh, stats, workspace};
 use banger_wire::bytes::ByteString;
 use banger_wire::daemon::{NetMode, Pruned, Request, VmState, VmView};
-use banger_wire::net::NetView;
+use banger_wire::net::{MemberView, NetView};
 use banger_wire::time::millis;
 use std::time::Duration;
 
@@ -206,6 +206,7 @@ fn vm_pairs(vm: &VmView, now: i64) -> String {
         ("memory", Some(vm.memory.to_string())),
         ("disk", Some(format!("{} of {}", bytes(vm.disk_used_bytes), vm.disk_size))),
         ("network", Some(network)),
+        ("vms' network", vm.network.as_ref().map(member_text)),
         ("address here", vm.address.map(|address| address.to_string())),
         ("vmm", Some(format!("{}, {}{pid}", vm.vmm, processor_word(vm.emulated)))),
         ("boot id", vm.boot_id.clone()),
@@ -221,6 +222,13 @@ fn vm_pairs(vm: &VmView, now: i64) -> String {
         ("console log", vm.console.clone()),
         ("command line", vm.cmdline.clone()),
     ])
+}
+
+/// A vm's place among those of its network.
+fn member_text(member: &MemberView) -> String {
+    let address = member.address.map(|address| format!(", {address}")).unwrap_or_default();
+    let why = member.warning.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
+    format!("{}{address}{why}", member.name)
 }
 
 fn path_text(path: &ByteString) -> String {

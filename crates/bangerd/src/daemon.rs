@@ -378,7 +378,11 @@ impl Daemon {
         // Made to the end, or removed, also when whoever asked for it leaves.
         let daemon = Arc::clone(self);
         let making = async move {
-            match daemon.make_files(&row, copied).await {
+            let made = match daemon.join(&row) {
+                Ok(_) => daemon.make_files(&row, copied).await,
+                Err(error) => Err(error),
+            };
+            match made {
                 Ok(()) => Ok(row),
                 Err(error) => {
                     daemon.remove(&row).await?;
@@ -474,6 +478,7 @@ impl Daemon {
             disk: Some(dir.join(DISK_FILE).display().to_string()),
             console: Some(dir.join(CONSOLE_FILE).display().to_string()),
             address: status.as_ref().and_then(|status| status.address),
+            network: self.member_view(row, status.as_ref()),
             watchdog_restarts: status.map_or(0, |status| status.watchdog_restarts),
             workspace: Workspace::load(&self.paths.workspace(row.id.as_str())),
         }

@@ -96,7 +96,8 @@ impl Daemon {
                 }
             }
         }
-        if let Some(text) = status.as_ref().and_then(|status| status.network_warning.clone()) {
+        let of_network = |status: &VmStatus| [status.network_warning.clone(), status.member_warning.clone()];
+        for text in status.iter().flat_map(of_network).flatten() {
             let _ = events.send(Event::Warning { text });
         }
         for text in status.iter().flat_map(|status| status.guest_warnings.clone()) {
@@ -173,7 +174,7 @@ impl Daemon {
             choice,
             entropy: entropy()?,
             tsc_khz: self.tsc_khz().await,
-            net: NetPlan::find(net_mode(&spec), spec.net_rules.clone()),
+            net: NetPlan::find(net_mode(&spec), spec.net_rules.clone(), self.join(row)?),
             cgroup: self.cgroup(row),
             boot: if image.initrd { Boot::Handover } else { Boot::Image },
         });
@@ -349,6 +350,7 @@ impl Daemon {
         vmsock::end(&dir).await?;
         cgroup::remove_of(&dir).await;
         // CRASH: files without a row are removed at the next start; a row is only ever deleted after its files.
+        self.leave(row)?;
         for dir in [self.paths.workspace(row.id.as_str()), dir] {
             let place = dir.clone();
             // A large disk takes a while to go.

@@ -14,6 +14,7 @@ mod kvm;
 mod lifecycle;
 mod load;
 mod loopback;
+mod members;
 mod names;
 mod net;
 mod outbound;

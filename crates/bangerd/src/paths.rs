@@ -28,7 +28,9 @@ impl Paths {
         for dir in [&paths.state, &paths.cache] {
             private_dir(dir)?;
         }
-        for dir in ["run", "vms", "images", "kernels", "archive", "templates", "workspaces", "caches"] {
+        for dir in
+            ["run", "vms", "images", "kernels", "archive", "templates", "workspaces", "caches", "networks"]
+        {
             private_dir(&paths.state.join(dir))?;
         }
         Ok(paths)
@@ -52,6 +54,10 @@ impl Paths {
 
     pub(crate) fn caches(&self) -> PathBuf {
         self.state.join("caches")
+    }
+
+    pub(crate) fn networks(&self) -> PathBuf {
+        self.state.join("networks")
     }
 
     pub(crate) fn templates(&self) -> PathBuf {

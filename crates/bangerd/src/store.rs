@@ -1,10 +1,11 @@
 //! What the owner has: vms, images, kernels. SQLite, one connection, numbered migrations.
 
+use crate::net::member::MEMBERS_MAX;
 use crate::programs::Vmm;
 use anyhow::{Context as _, bail};
 use banger_image::oci::ImageConfig;
 use banger_wire::daemon::VmState;
-use banger_wire::names::{VmId, VmName};
+use banger_wire::names::{NetworkName, VmId, VmName};
 use banger_wire::size::Mebibytes;
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 use serde::{Deserialize, Serialize};
@@ -12,7 +13,7 @@ use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Each runs once, in its own transaction; never changed after a release.
-const MIGRATIONS: [&str; 3] = [
+const MIGRATIONS: [&str; 4] = [
     "
     CREATE TABLE image (
         name TEXT PRIMARY KEY, source TEXT NOT NULL, digest TEXT NOT NULL, arch TEXT NOT NULL,
@@ -41,6 +42,13 @@ const MIGRATIONS: [&str; 3] = [
     ALTER TABLE image ADD COLUMN filesystem TEXT NOT NULL DEFAULT 'ext4';
     ALTER TABLE image ADD COLUMN blobs TEXT NOT NULL DEFAULT '[]';
     ALTER TABLE image ADD COLUMN initrd INTEGER NOT NULL DEFAULT 0;
+",
+    // Vms in networks: each has a number there, which is its address.
+    "
+    CREATE TABLE member (
+        vm TEXT PRIMARY KEY REFERENCES vm (id) ON DELETE CASCADE, network TEXT NOT NULL, number INTEGER NOT NULL,
+        UNIQUE (network, number)
+    ) STRICT;
 ",
 ];
 /// Users vms started by root run as: above every range that distributions hand out.
@@ -228,6 +236,44 @@ impl Store {
     pub(crate) fn delete_vm(&self, id: &VmId) -> anyhow::Result<()> {
         self.lock().execute("DELETE FROM vm WHERE id = ?", [id.as_str()])?;
         Ok(())
+    }
+
+    /// Returns a vm's number in its network, the lowest free one when it has none; none when all are taken.
+    pub(crate) fn join(&self, id: &VmId, network: &NetworkName) -> anyhow::Result<Option<u16>> {
+        if let Some(number) = self.member(id)? {
+            return Ok(Some(number));
+        }
+        let mut connection = self.lock();
+        let transaction = connection.transaction()?;
+        let taken: Vec<u16> = {
+            let query = "SELECT number FROM member WHERE network = ? ORDER BY number";
+            let mut statement = transaction.prepare(query)?;
+            let rows = statement.query_map([network.as_str()], |row| row.get(0))?;
+            rows.collect::<Result<_, _>>()?
+        };
+        let mut taken = taken.into_iter();
+        let Some(number) = (1..=MEMBERS_MAX).find(|number| taken.next() != Some(*number)) else {
+            return Ok(None);
+        };
+        let insert = "INSERT INTO member VALUES (?, ?, ?)";
+        transaction.execute(insert, params![id.as_str(), network.as_str(), number])?;
+        transaction.commit()?;
+        Ok(Some(number))
+    }
+
+    /// Returns a vm's number in its network, if it has one.
+    pub(crate) fn member(&self, id: &VmId) -> anyhow::Result<Option<u16>> {
+        let query = "SELECT number FROM member WHERE vm = ?";
+        Ok(self.lock().query_row(query, [id.as_str()], |row| row.get(0)).optional()?)
+    }
+
+    /// Returns the name and number of every vm that is in a network, with that.
+    pub(crate) fn members(&self) -> anyhow::Result<Vec<(String, u16, String)>> {
+        let connection = self.lock();
+        let query = "SELECT network, number, name FROM member JOIN vm ON vm.id = member.vm";
+        let mut statement = connection.prepare(query)?;
+        let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+        Ok(rows.collect::<Result<_, _>>()?)
     }
 
     /// Returns a vm, if there is one.

@@ -144,7 +144,9 @@ fn plan(of: &VmPlan, dir: PathBuf) -> VmPlan {
             let elsewhere = drives.iter().filter(|drive| drive.path != disk);
             let disk = dir.join(DISK_FILE);
             binds.extend(elsewhere.map(|drive| Bind { host: disk.clone(), inside: drive.path.clone() }));
-            (NetPlan { nft: None, pasta: None, ..of.net.clone() }, None)
+            // Nothing is let through, so it does not matter which.
+            let mode = if of.net.has_link() { NetMode::Internet } else { NetMode::None };
+            (NetPlan { mode, ..NetPlan::none() }, None)
         }
     };
     let machine = MachinePlan { drives, net: device, to_be_saved: true, ..of.machine.clone() };
@@ -161,7 +163,7 @@ fn plan(of: &VmPlan, dir: PathBuf) -> VmPlan {
             workdir: None,
             user: None,
             ca: None,
-            network: of.guest.network.clone().filter(|_| net.mode != NetMode::None),
+            network: net.guest(),
             ..of.guest.clone()
         },
         net,
@@ -194,7 +196,7 @@ fn name(of: &VmPlan) -> anyhow::Result<String> {
         hash.update([0]);
     }
     // Where it is not among these, the supervisor adds it.
-    hash.update([u8::from(net.mode != NetMode::None)]);
+    hash.update([u8::from(net.has_link())]);
     let shown = of.binds.iter().filter(|bind| is_of_machine(of, bind)).map(|bind| &bind.host);
     let program = Some(&machine.program).filter(|path| of.binds.iter().all(|bind| bind.inside != **path));
     for file in shown.chain(program) {

@@ -16,6 +16,7 @@ mod initrd;
 mod kvm;
 mod lifecycle;
 mod nested;
+mod network;
 mod ports;
 mod resources;
 mod run;

@@ -25,7 +25,7 @@ const CREATE: &str = "banger vm create --no-start --name one --image debian-book
 const LOAD: &str = "banger image pull --name tiny oci:layout:it";
 const RUN: &str = "banger vm run -d --name one --image debian-bookworm-slim";
 
-pub(crate) const SCENARIOS: [Scenario; 11] = [
+pub(crate) const SCENARIOS: [Scenario; 12] = [
     Scenario {
         name: "create",
         stocked: true,
@@ -66,6 +66,16 @@ pub(crate) const SCENARIOS: [Scenario; 11] = [
         running: "",
         does: "banger vm run --rm --name one --image debian-bookworm-slim -- true",
         promise: World::expect_none,
+    },
+    Scenario {
+        name: "join",
+        stocked: true,
+        is_made_of_others: true,
+        steps_max: usize::MAX,
+        before: "",
+        running: "",
+        does: "banger vm run -d --name one --network shop --image debian-bookworm-slim",
+        promise: |world| world.expect("running"),
     },
     Scenario {
         name: "stop",

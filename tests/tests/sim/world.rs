@@ -158,10 +158,11 @@ impl World {
         if !others.is_empty() {
             return Err(format!("processes are left: {others:#?}"));
         }
-        for dir in ["vms", "images", "kernels", "workspaces", "templates"] {
+        for dir in ["vms", "images", "kernels", "workspaces", "networks", "templates"] {
             for entry in std::fs::read_dir(self.owner.state().join(dir)).into_iter().flatten().flatten() {
                 let name = entry.file_name().to_string_lossy().into_owned();
-                if dir == "vms" || dir == "workspaces" || name.starts_with(".new-") {
+                let is_of_vm = ["vms", "workspaces", "networks"].contains(&dir);
+                if is_of_vm || name.starts_with(".new-") {
                     return Err(format!("`{dir}/{name}` is left"));
                 }
             }

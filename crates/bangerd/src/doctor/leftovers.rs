@@ -1,7 +1,7 @@
 //! What crashes left in the owner's directories and nothing refers to any more.
 
 use crate::daemon::Daemon;
-use crate::{cache, cgroup, programs, template, vmsock};
+use crate::{cache, cgroup, members, programs, template, vmsock};
 use anyhow::Context as _;
 use rustix::fs::FlockOperation;
 use std::path::{Path, PathBuf};
@@ -12,8 +12,8 @@ const PARTIAL_AGE_MIN: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Temporary files of a minute ago may be in use.
 const TEMPORARY_AGE_MIN: Duration = Duration::from_secs(60);
 
-/// Directories of vms, images and kernels that no row names, and templates of no use, unfinished ones among them. Nobody
-/// may be making any.
+/// Directories of vms, images and kernels that no row names, what networks have of vms that are not in them, and templates
+/// of no use, unfinished ones among them. Nobody may be making any.
 pub(crate) fn of_store(daemon: &Daemon) -> anyhow::Result<Vec<PathBuf>> {
     let mut found = template::old(&daemon.paths.templates())?;
     for parent in ["images", "kernels", "vms", "workspaces"] {
@@ -31,6 +31,7 @@ pub(crate) fn of_store(daemon: &Daemon) -> anyhow::Result<Vec<PathBuf>> {
         found.extend(unknown.filter(|path| parent != "workspaces" || !is_locked(path)));
     }
     found.extend(cache::unfinished(&daemon.paths.caches()));
+    found.extend(members::unknown(daemon)?);
     found.sort();
     Ok(found)
 }

@@ -13,6 +13,7 @@
 //! turns them into the host's own connections. Carrying it out is the supervisor's part.
 
 pub(crate) mod host;
+pub(crate) mod member;
 pub(crate) mod nft;
 pub(crate) mod pasta;
 pub(crate) mod policy;
@@ -21,6 +22,7 @@ mod special;
 use banger_wire::daemon::NetMode;
 use banger_wire::guest::{GuestNetwork, GuestNetwork6};
 use banger_wire::net::NetRules;
+use member::MemberPlan;
 use serde::{Deserialize, Serialize};
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
@@ -71,32 +73,51 @@ pub(crate) struct NetPlan {
     /// Bytes that may go in a second each way; none is no limit.
     #[serde(default)]
     pub(crate) rate: Option<u64>,
+    /// Its place among the vms of a network.
+    #[serde(default)]
+    pub(crate) member: Option<MemberPlan>,
 }
 
 impl NetPlan {
     /// No interface at all.
     pub(crate) fn none() -> Self {
-        Self { mode: NetMode::None, rules: NetRules::default(), nft: None, pasta: None, rate: None }
+        let rules = NetRules::default();
+        Self { mode: NetMode::None, rules, nft: None, pasta: None, rate: None, member: None }
     }
 
-    /// Finds what the mode needs on this machine.
-    pub(crate) fn find(mode: NetMode, rules: NetRules) -> Self {
-        if mode == NetMode::None {
-            return Self::none();
+    /// Finds what the mode and the network need on this machine.
+    pub(crate) fn find(mode: NetMode, rules: NetRules, member: Option<MemberPlan>) -> Self {
+        let plan = Self { mode, rules, member, ..Self::none() };
+        let pasta = || program("pasta").map(pasta::PastaPlan::probe);
+        Self {
+            nft: program("nft").filter(|_| plan.has_link()),
+            pasta: if plan.leads_out() { pasta() } else { None },
+            ..plan
         }
-        let pasta = program("pasta").map(pasta::PastaPlan::probe);
-        Self { mode, rules, nft: program("nft"), pasta, rate: None }
+    }
+
+    /// Whether the guest has an interface.
+    pub(crate) fn has_link(&self) -> bool {
+        self.leads_out() || self.member.is_some()
+    }
+
+    /// Whether there is to be a way out of the vm and its network.
+    pub(crate) fn leads_out(&self) -> bool {
+        self.mode != NetMode::None
     }
 
     /// What the guest is told; none when it has no interface. IPv6 is left out where the host has none when the vm
     /// starts.
     pub(crate) fn guest(&self) -> Option<GuestNetwork> {
-        (self.mode != NetMode::None).then(|| GuestNetwork {
+        let ipv6 = GuestNetwork6 { address: GUEST6, prefix_len: PREFIX_LEN6, gateway: GATEWAY6 };
+        self.has_link().then(|| GuestNetwork {
             mac: GUEST_MAC.to_owned(),
             address: GUEST,
             prefix_len: PREFIX_LEN,
             gateway: GATEWAY,
-            ipv6: Some(GuestNetwork6 { address: GUEST6, prefix_len: PREFIX_LEN6, gateway: GATEWAY6 }),
+            closed: !self.leads_out(),
+            member: self.member.as_ref().map(MemberPlan::guest),
+            ipv6: Some(ipv6),
             resolver: GATEWAY,
             hosts: std::collections::BTreeMap::default(),
         })

@@ -19,12 +19,13 @@
 //! back passes the same rules in the chain `inbound`, so that nothing goes on in one direction alone.
 
 use super::host::Host;
+use super::member::{NET, RANGE, RANGE_LEN};
 use super::special::{self, LOOPBACK, LOOPBACK6, REACHABLE6};
 use super::{GATEWAY, GATEWAY6, GUEST, GUEST_MAC, GUEST6, GUEST6_LINK, OUT, TAP};
 use banger_wire::daemon::NetMode;
 use banger_wire::net::{Cidr, NetRules, NetTarget, Place};
 use std::fmt::Write as _;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 /// A policy, with what it depends on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,6 +37,8 @@ pub(crate) struct Policy {
     ipv6: bool,
     /// Bytes that may go in a second each way.
     rate: Option<u64>,
+    /// The guest's address among the vms of its network.
+    member: Option<Ipv4Addr>,
     /// Connections that an allowed name has opened have this as their mark, and go on without it. Another one when rules
     /// have gone ends those that no rule opens any more.
     mark: u32,
@@ -70,7 +73,12 @@ const NFPROTO: [(&str, &str, bool); 2] = [("4", "ip", false), ("6", "ip6", true)
 impl Policy {
     /// The policy of a mode and rules on this host.
     pub(crate) fn new(mode: NetMode, rules: NetRules, host: Host) -> Self {
-        Self { mode, rules, host, ipv6: false, rate: None, mark: 1 }
+        Self { mode, rules, host, ipv6: false, rate: None, member: None, mark: 1 }
+    }
+
+    /// The same, with this address of the guest's among the vms of a network, whom it reaches whatever the mode is.
+    pub(crate) fn joined(self, member: Option<Ipv4Addr>) -> Self {
+        Self { member, ..self }
     }
 
     /// The same, with IPv6 for the guest or not, and no more than this many bytes a second each way.
@@ -93,7 +101,8 @@ impl Policy {
 
     /// Whether the guest may ask for this name, which is in lower case and without a final dot.
     pub(crate) fn allows_name(&self, name: &str) -> bool {
-        !self.rules.deny.iter().any(|target| target.is_above(name))
+        self.mode != NetMode::None
+            && !self.rules.deny.iter().any(|target| target.is_above(name))
             && (self.mode != NetMode::Allow || self.rules.allow.iter().any(|target| target.is_name(name)))
     }
 
@@ -162,6 +171,7 @@ impl Policy {
         } else {
             "\t\tmeta nfproto ipv6 drop\n".to_owned()
         };
+        let Joined { guest, spoofed, forward } = self.member.map_or_else(Joined::nobody, Joined::member);
         let table = format!(
             r#"create table inet banger
 table inet banger {{
@@ -169,8 +179,8 @@ table inet banger {{
 		type filter hook prerouting priority raw; policy accept;
 		iifname "{TAP}" meta protocol != {{ ip, ip6 }} drop
 		iifname "{TAP}" ether saddr != {GUEST_MAC} drop
-		iifname "{TAP}" meta protocol ip ip saddr != {GUEST} drop
-{ipv6}	}}
+		iifname "{TAP}" meta protocol ip ip saddr != {guest} drop
+{spoofed}{ipv6}	}}
 	chain refuse {{
 		meta nfproto ipv4 meta l4proto {{ tcp, udp }} update @denied4 {{ ip daddr . meta l4proto . th dport counter }}
 		meta nfproto ipv4 meta l4proto != {{ tcp, udp }} update @refused4 {{ ip daddr . meta l4proto counter }}
@@ -184,7 +194,7 @@ table inet banger {{
 	}}
 	chain forward {{
 		type filter hook forward priority filter; policy drop;
-{rate}		iifname "{TAP}" oifname "{OUT}" ip saddr {GUEST} goto outbound
+{rate}{forward}		iifname "{TAP}" oifname "{OUT}" ip saddr {GUEST} goto outbound
 		iifname "{TAP}" oifname "{OUT}" ip6 saddr {GUEST6} goto outbound
 		iifname "{OUT}" oifname "{TAP}" ip daddr {GUEST} ct state established,related goto inbound
 		iifname "{OUT}" oifname "{TAP}" ip6 daddr {GUEST6} ct state established,related goto inbound
@@ -201,7 +211,7 @@ table inet banger {{
 		type filter hook output priority filter; policy drop;
 		oifname "{TAP}" ip saddr {GATEWAY} ip daddr {GUEST} udp sport 53 accept
 		oifname "{TAP}" ip saddr {GATEWAY} ip daddr {GUEST} tcp sport 53 accept
-		oifname "{TAP}" ip daddr {GUEST} icmp type {{ echo-reply, destination-unreachable, time-exceeded }} accept
+		oifname "{TAP}" ip daddr {guest} icmp type {{ echo-reply, destination-unreachable, time-exceeded }} accept
 		oifname "{TAP}" ip6 daddr {GUEST6} icmpv6 type {{ echo-reply, destination-unreachable, packet-too-big, time-exceeded }} accept
 		oifname {{ "{TAP}", "{OUT}" }} icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept
 	}}
@@ -282,6 +292,9 @@ table inet banger {{
     /// The rules of one way.
     fn chain(&self, way: &Way) -> Vec<String> {
         let Way { first, addr, refuse, .. } = way;
+        if self.mode == NetMode::None {
+            return vec![(*refuse).to_owned()];
+        }
         let mut rules = vec![(*first).to_owned()];
         let both = |rules: &mut Vec<String>, set: &str| {
             for (family, ip, _) in NFPROTO {
@@ -301,7 +314,8 @@ table inet banger {{
         both(&mut rules, "special");
         both(&mut rules, "links");
         match self.mode {
-            NetMode::Internet | NetMode::Full | NetMode::None => rules.push("accept".to_owned()),
+            NetMode::None => {}
+            NetMode::Internet | NetMode::Full => rules.push("accept".to_owned()),
             NetMode::Allow => {
                 let outer = self.rules.allow.iter().filter(|target| !self.is_inner_target(target));
                 rules.extend(outer.filter_map(|target| way.rule(target, "accept")));
@@ -376,6 +390,43 @@ impl Way {
     }
 }
 
+/// What a network of vms adds to the table.
+struct Joined {
+    /// The guest's addresses.
+    guest: String,
+    spoofed: String,
+    forward: String,
+}
+
+impl Joined {
+    fn nobody() -> Self {
+        Self { guest: GUEST.to_string(), spoofed: String::new(), forward: String::new() }
+    }
+
+    /// Packets between members are from one of their addresses and for the other, and are not looked at any more: what
+    /// two vms of one owner say to each other is theirs. They leave no trace in the kernel either, which remembers
+    /// connections for all of the host in one place.
+    fn member(member: Ipv4Addr) -> Self {
+        let range = format!("{RANGE}/{RANGE_LEN}");
+        let spoofed = format!(
+            r#"		iifname "{TAP}" ip saddr {member} ip daddr != {range} drop
+		iifname "{NET}" meta protocol != ip drop
+		iifname "{NET}" ip saddr != {range} drop
+		iifname "{NET}" ip saddr {member} drop
+		iifname "{NET}" ip daddr != {member} drop
+		iifname {{ "{TAP}", "{NET}" }} ip daddr {range} notrack
+"#
+        );
+        let forward = format!(
+            r#"		iifname "{TAP}" oifname "{NET}" ip saddr {member} ip daddr {range} accept
+		iifname "{TAP}" oifname "{NET}" goto refuse
+		iifname "{NET}" oifname "{TAP}" ip saddr {range} ip daddr {member} accept
+"#
+        );
+        Self { guest: format!("{{ {GUEST}, {member} }}"), spoofed, forward }
+    }
+}
+
 /// A limit for each direction; both count what `nft` sees of a packet, its headers included.
 fn rules_of_rate(rate: u64) -> String {
     let burst = (rate / BURST_PART).clamp(BURST_MIN, BURST_MAX);
@@ -397,6 +448,7 @@ fn add_elements(text: &mut String, set: &str, elements: &[String]) {
 #[cfg(test)]
 mod tests {
     use super::{Host, Pin, Policy, is_never_reached};
+    use crate::net::member;
     use banger_wire::daemon::NetMode;
     use banger_wire::net::{Cidr, NetRules};
 
@@ -430,6 +482,11 @@ mod tests {
             ("internet", policy(NetMode::Internet), include_str!("../../tests/golden/policy-internet.nft")),
             ("full", policy(NetMode::Full), include_str!("../../tests/golden/policy-full.nft")),
             (
+                "member",
+                Policy::new(NetMode::None, NetRules::default(), host()).joined(Some(member::address(5))),
+                include_str!("../../tests/golden/policy-member.nft"),
+            ),
+            (
                 "allow",
                 Policy::new(
                     NetMode::Allow,
@@ -452,6 +509,14 @@ mod tests {
             }
         }
         let internet = policy(NetMode::Internet).render();
+        let none = Policy::new(NetMode::None, NetRules::default(), Host::default());
+        let refused = none.render();
+        let (outbound, inbound) = refused.split_once("flush chain inet banger inbound").unwrap();
+        assert!(
+            outbound
+                .ends_with("flush chain inet banger outbound\nadd rule inet banger outbound goto refuse\n")
+        );
+        assert!(inbound.starts_with("\nadd rule inet banger inbound drop\n"));
         let limited = policy(NetMode::Internet).limited(true, Some(8 << 20)).render();
         let rules: Vec<&str> =
             limited.lines().filter(|line| !internet.contains(line)).map(str::trim).collect();
@@ -494,6 +559,7 @@ mod tests {
     #[test]
     fn names_are_allowed_by_mode_and_rules() {
         assert!(policy(NetMode::Internet).allows_name("any.example"));
+        assert!(!policy(NetMode::None).allows_name("any.example"));
         let denying = policy(NetMode::Internet).with(rules("", "evil.test"));
         assert!(denying.allows_name("any.example") && !denying.allows_name("a.evil.test"));
         let allowing = allowing("a.example:443");

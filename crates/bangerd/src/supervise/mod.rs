@@ -4,6 +4,7 @@
 //! owner's process      reads the plan, locks the disk, unshares user, mount, pid, ipc and uts namespaces, splits, ends
 //!   process 1 of them  private root ([`root`]), network, gives up what it needs no more ([`confine`]), everything else
 //!     thread "net"     the vm's network namespace ([`net`]); starts the VMM there ([`machine`])
+//!     thread "member"  carries packets to other vms, for one that is in a network ([`net::member`])
 //!     process 2        not confined; starts pasta ([`net::starter`])
 //!       child pasta    the host's network namespace, joined to the vm's
 //! ```
@@ -65,6 +66,8 @@ pub(crate) fn run(dir: &Path) -> anyhow::Result<()> {
     }
     // Before the namespaces: whoever asks in its own user namespace hears of no user but its owner.
     let diag = plan.ports.as_ref().and_then(|_| SockDiag::open().ok());
+    // Not in the private root, where the VMM would see it.
+    let network = plan.net.member.as_ref().map(net::member::open);
     let namespaces = UnshareFlags::NEWUSER
         | UnshareFlags::NEWNS
         | UnshareFlags::NEWPID
@@ -87,7 +90,7 @@ pub(crate) fn run(dir: &Path) -> anyhow::Result<()> {
     }
     let kept: Vec<RawFd> = locked.iter().map(|file| file.as_raw_fd()).collect();
     let (place, done) = match enter(&plan) {
-        Ok(()) => (Path::new(root::VM_DIR), supervise(&plan, &kept, diag)),
+        Ok(()) => (Path::new(root::VM_DIR), supervise(&plan, &kept, diag, network)),
         Err(error) => (dir, Err(error)),
     };
     let end = match done {
@@ -126,7 +129,13 @@ fn enter(plan: &VmPlan) -> anyhow::Result<()> {
 }
 
 /// `kept` are the locked files, which the VMM keeps too: as long as it could write, they are in use.
-fn supervise(plan: &VmPlan, kept: &[RawFd], diag: Option<SockDiag>) -> anyhow::Result<Option<VmEnd>> {
+/// `network` is the directory of the network of vms it is in.
+fn supervise(
+    plan: &VmPlan,
+    kept: &[RawFd],
+    diag: Option<SockDiag>,
+    network: Option<std::io::Result<OwnedFd>>,
+) -> anyhow::Result<Option<VmEnd>> {
     rustix::process::umask(Mode::from_raw_mode(0o077));
     let starter = match starter::split(plan.net.pasta.as_ref())? {
         Split::First(socket) => socket,
@@ -135,7 +144,7 @@ fn supervise(plan: &VmPlan, kept: &[RawFd], diag: Option<SockDiag>) -> anyhow::R
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let run = async {
         let starter = starter.map(Starter::new).transpose().context("reach what starts `pasta`")?;
-        vm::run(plan, kept, starter, diag).await
+        vm::run(plan, kept, starter, diag, network).await
     };
     tokio::task::LocalSet::new().block_on(&runtime, run).map(Some)
 }

@@ -115,12 +115,13 @@ enum Outcome {
     Again,
 }
 
-/// Boots the vm and stays until it has ended. The VMM gets the descriptors `kept`.
+/// Boots the vm and stays until it has ended. The VMM gets the descriptors `kept`; `dir` is that of its network of vms.
 pub(crate) async fn run(
     plan: &VmPlan,
     kept: &[RawFd],
     starter: Option<Starter>,
     diag: Option<SockDiag>,
+    dir: Option<std::io::Result<OwnedFd>>,
 ) -> anyhow::Result<VmEnd> {
     let started = Instant::now();
     let (orders, mut order_queue) = mpsc::channel(16);
@@ -132,6 +133,7 @@ pub(crate) async fn run(
         timings: Vec::new(),
         watchdog_restarts: 0,
         network_warning: None,
+        member_warning: None,
         guest_warnings: Vec::new(),
         paused: None,
         leased: false,
@@ -161,7 +163,8 @@ pub(crate) async fn run(
             let _ = orders.send(Order::Stop { grace_ms: TERM_GRACE_MS }).await;
         }
     });
-    let network = Network::create(&plan.net, plan.machine.driver, starter, net_orders).await?;
+    let is_alone = plan.run_as.is_none();
+    let network = Network::create(&plan.net, plan.machine.driver, starter, net_orders, dir, is_alone).await?;
     confine::supervisor(plan, &network.thread).await?;
     if let Some(ports) = &plan.ports {
         let ports = Ports::open(ports, diag).await?;
@@ -554,8 +557,9 @@ impl Life<'_> {
         let state = self.network_state.borrow_and_update().clone();
         let settled = state.settled;
         self.shared.status.send_if_modified(|status| {
-            let changed = status.network_warning != state.warning;
-            status.network_warning = state.warning;
+            let told = (&status.network_warning, &status.member_warning);
+            let changed = told != (&state.warning, &state.member_warning);
+            (status.network_warning, status.member_warning) = (state.warning, state.member_warning);
             changed
         });
         if settled {

@@ -75,9 +75,9 @@ fn prepare(test: &str, uid: u32) -> Option<(World, Store)> {
     }
 }
 
-fn internet_is_all_there_is(test: &str, uid: u32) {
+fn internet_is_all_there_is(test: &str, uid: u32, flags: &[&str]) {
     let Some((world, store)) = prepare(test, uid) else { return };
-    let (output, errors) = store.run(&world, &["--net", "internet"], &script());
+    let (output, errors) = store.run(&world, &[&["--net", "internet"], flags].concat(), &script());
     let found = results(&output);
     let context = format!("{found:#?}\n{errors}");
     for key in ["public", "public-udp", "by-name"] {
@@ -147,12 +147,37 @@ fn internet_is_all_there_is(test: &str, uid: u32) {
 
 #[test]
 fn internet_of_a_vm_of_root() {
-    internet_is_all_there_is("internet_of_a_vm_of_root", 0);
+    internet_is_all_there_is("internet_of_a_vm_of_root", 0, &[]);
 }
 
 #[test]
 fn internet_of_a_vm_of_an_ordinary_user() {
-    internet_is_all_there_is("internet_of_a_vm_of_an_ordinary_user", ORDINARY_UID);
+    internet_is_all_there_is("internet_of_a_vm_of_an_ordinary_user", ORDINARY_UID, &[]);
+}
+
+#[test]
+fn internet_of_a_vm_in_a_network() {
+    internet_is_all_there_is("internet_of_a_vm_in_a_network", ORDINARY_UID, &["--network", "x"]);
+}
+
+#[test]
+fn a_network_of_vms_opens_nothing_else() {
+    let Some((world, store)) = prepare("a_network_of_vms_opens_nothing_else", ORDINARY_UID) else { return };
+    // Also as the address it has in the network, and by a route it gave itself.
+    let more = format!(
+        "ip route add default via 10.231.7.1 src 10.231.128.1
+        web own {PUBLIC} '--interface 10.231.128.1'; web own-lan {LAN} '--interface 10.231.128.1'; web routed {PUBLIC}
+        web own-gateway 10.231.7.1 '--interface 10.231.128.1'"
+    );
+    let (output, errors) = store.run(&world, &["--net", "none", "--network", "x"], &(script() + &more));
+    let found = results(&output);
+    assert!(found.len() > 30 && !errors.contains("warning"), "{found:#?}\n{errors}");
+    for (key, value) in &found {
+        assert!(["", "none"].contains(value), "{key} {found:#?}\n{errors}");
+    }
+    assert_eq!(world.heard(), [""; 0], "{errors}");
+    let sent = world.sent();
+    assert!(!sent.contains(PUBLIC) && !sent.contains(LAN), "{sent}");
 }
 
 #[test]
@@ -510,5 +535,37 @@ fn what_is_missing_is_said_and_the_vm_boots() {
         let warnings: Vec<&str> = errors.lines().filter(|line| line.starts_with("warning")).collect();
         assert!(warnings.len() == 1 && warnings[0].contains(told), "{path}\n{errors}");
         assert_eq!(world.heard(), [""; 0], "{path}");
+    }
+}
+
+/// The other kind of what is missing: nobody else of its network is there, and so much is said.
+#[test]
+fn a_network_that_can_not_be_joined_is_said_and_the_vm_boots() {
+    let name = "a_network_that_can_not_be_joined_is_said_and_the_vm_boots";
+    for (path, cover, net, told) in [
+        ("/usr/bin/pasta", "/dev/null", "none", &[][..]),
+        ("/usr/bin/pasta", "/dev/null", "internet", &["no way out to the network: `pasta` is not installed"]),
+        ("/usr/sbin/nft", "/dev/null", "none", &["no way to the vms of network `x`: `nft` is not installed"]),
+        (
+            "/dev/net/tun",
+            "/dev/null",
+            "internet",
+            &[
+                "no way out to the network: open `/dev/net/tun`",
+                "no way to the vms of network `x`: open `/dev/net/tun`",
+            ],
+        ),
+    ] {
+        let Some((world, store)) = prepare(name, ORDINARY_UID) else { return };
+        world.cover(path, cover);
+        let (output, errors) =
+            store.run(&world, &["--net", net, "--network", "x", "--name", "web"], "getent hosts web.vm");
+        let is_joined = !told.iter().any(|told| told.contains("of network"));
+        assert_eq!(output.starts_with("10.231.128.1 "), is_joined, "{path}\n{output}\n{errors}");
+        let warnings: Vec<&str> = errors.lines().filter_map(|line| line.strip_prefix("warning: ")).collect();
+        assert_eq!(warnings.len(), told.len(), "{path}\n{errors}");
+        for (warning, told) in warnings.iter().zip(told) {
+            assert!(warning.starts_with(told), "{path}\n{errors}");
+        }
     }
 }

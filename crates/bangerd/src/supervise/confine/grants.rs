@@ -6,7 +6,6 @@
 use crate::plan::{SAVED_FILE, STATE_FILE, Start, VmPlan};
 use crate::supervise::root::{SYSTEM, SYSTEM_FILES, VM_DIR};
 use banger_vmm::{Driver, firecracker};
-use banger_wire::daemon::NetMode;
 use landlock::{AccessFs, BitFlags};
 use std::path::{Path, PathBuf};
 
@@ -78,7 +77,7 @@ pub(crate) fn vmm(plan: &VmPlan) -> Vec<Grant> {
     if machine.driver == Driver::Firecracker {
         grants.push(grant(firecracker::config_path(machine), Access::Read));
         grants.push(grant(firecracker::counters_path(machine), Access::Write));
-        if plan.net.mode != NetMode::None {
+        if plan.net.has_link() {
             // It opens the tap of its network namespace, where it may make no other.
             grants.push(grant("/dev/net/tun", Access::Write));
         }

@@ -7,6 +7,10 @@ const HEADER_LEN: usize = 12;
 const NAME_LEN_MAX: usize = 255;
 const TYPE_A: u16 = 1;
 const TYPE_AAAA: u16 = 28;
+const TYPE_ANY: u16 = 255;
+const CLASS_IN: u16 = 1;
+/// Seconds that the address of a name we know ourselves may be kept.
+const OWN_TTL: u32 = 5;
 
 /// An outcome, as in the header of an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,6 +88,29 @@ impl Query {
         answer[2] |= 0x80;
         answer[3] = 0x80 | rcode as u8;
         answer[6..HEADER_LEN].fill(0);
+        answer
+    }
+
+    /// The answer where the name has this address, and none of another kind.
+    pub(crate) fn answer(&self, address: Ipv4Addr) -> Vec<u8> {
+        let mut answer = self.bytes[..self.question_end].to_vec();
+        // An answer, by who knows, to a question that may have been recursive; no failure.
+        answer[2] = 0x84 | self.bytes[2] & 0x01;
+        answer[3] = 0x80;
+        answer[6..HEADER_LEN].fill(0);
+        let word = |at: usize| u16::from_be_bytes([self.bytes[at], self.bytes[at + 1]]);
+        let (kind, class) = (word(self.question_end - 4), word(self.question_end - 2));
+        if matches!(kind, TYPE_A | TYPE_ANY) && class == CLASS_IN {
+            answer[7] = 1;
+            // The name is that of the question.
+            answer.extend_from_slice(&[0xc0, HEADER_LEN as u8]);
+            for word in [TYPE_A, CLASS_IN] {
+                answer.extend_from_slice(&word.to_be_bytes());
+            }
+            answer.extend_from_slice(&OWN_TTL.to_be_bytes());
+            answer.extend_from_slice(&[0, 4]);
+            answer.extend_from_slice(&address.octets());
+        }
         answer
     }
 
@@ -268,6 +295,21 @@ pub(crate) mod tests {
         let failure = asked.fail(Rcode::ServerFailure);
         assert!(asked.is_answered_by(&failure, [0, 7]));
         assert_eq!((rcode(&failure), addresses(&failure)), (2, Some(Vec::new())));
+    }
+
+    #[test]
+    fn a_name_of_our_own_has_one_address_and_nothing_else() {
+        let address = Ipv4Addr::new(10, 231, 128, 2);
+        let bytes = query("web.vm", 7);
+        let answer = parsed(&bytes).answer(address);
+        assert!(parsed(&bytes).is_answered_by(&answer, [0, 7]));
+        let found = Found { address: address.into(), ttl: 5, is_answer: true };
+        assert_eq!((rcode(&answer), addresses(&answer)), (0, Some(vec![found])));
+        let mut bytes = bytes;
+        let at = bytes.len() - 3;
+        bytes[at] = 28;
+        let answer = parsed(&bytes).answer(address);
+        assert_eq!((rcode(&answer), addresses(&answer)), (0, Some(Vec::new())));
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! A vm's network: made, guarded, and told about.
 //!
 //! ```text
-//! create   thread "net": namespace, tap0, link address           before the VMM starts
-//! raise    nft (policy) -> forwarding -> resolver -> pasta       while the guest boots
+//! create   thread "net": namespace, tap0, link address, net0     before the VMM starts
+//! raise    nft (policy) -> forwarding -> resolver -> thread      while the guest boots
+//!          "member", which carries packets of net0 -> pasta
 //! watch    pasta's end, the host's addresses, orders             until the vm ends
 //! ```
 //!
@@ -10,11 +11,13 @@
 //! forwarding is turned on only after the policy is in force. Nothing is ever taken down; it goes with the namespace.
 
 mod dns;
+pub(crate) mod member;
 mod record;
 mod resolver;
 pub(crate) mod starter;
 mod thread;
 
+use crate::net::member::MemberPlan;
 use crate::net::pasta::NETNS_FILE;
 use crate::net::policy::Policy;
 use crate::net::{
@@ -25,9 +28,9 @@ use banger_sys::namespace;
 use banger_sys::netif::{self, Inet4};
 use banger_sys::netlink::{self, RouteKind};
 use banger_vmm::{Driver, MachinePlan, NetDevice, NetLink};
-use banger_wire::daemon::NetMode;
 use banger_wire::net::{NetReport, NetRules};
 use dns::Found;
+use member::{Member, Names};
 use record::{Record, unix_s};
 use resolver::Part;
 use starter::Starter;
@@ -66,6 +69,8 @@ pub(crate) struct Network {
     /// Runs things within the namespace.
     pub(crate) thread: Rc<NetThread>,
     link: Option<Link>,
+    /// The way to the other vms of its network, until the network is raised.
+    member: Option<Member>,
     /// Whether the guest has IPv6: decided once, by what the host has when the vm starts.
     ipv6: bool,
     /// Until the network is raised.
@@ -93,10 +98,13 @@ pub(crate) struct State {
     pub(crate) settled: bool,
     /// Why there is no way out, when there should be one.
     pub(crate) warning: Option<String>,
+    /// Why the other vms of its network are not reached, when it should be in one.
+    pub(crate) member_warning: Option<String>,
 }
 
 impl Network {
-    /// Makes the namespace and, when there is to be a network, the guest's link.
+    /// Makes the namespace and, when there is to be a network, the guest's link. `dir` is the directory of the network
+    /// of vms it is in, `is_alone` says that all vms there are one user's.
     ///
     /// # Errors
     /// When there can be no namespace. A missing link is told by the state instead.
@@ -105,23 +113,36 @@ impl Network {
         driver: Driver,
         starter: Option<Starter>,
         orders: Orders,
+        dir: Option<std::io::Result<OwnedFd>>,
+        is_alone: bool,
     ) -> anyhow::Result<Self> {
         let thread = NetThread::start().await?;
-        let wanted = plan.mode != NetMode::None;
-        let ipv6 = wanted && host::read().is_ok_and(|host| host.has_ipv6);
-        let made =
-            if wanted { thread.run(move || create_link(driver, ipv6)).await?.map(Some) } else { Ok(None) };
+        let ipv6 = plan.leads_out() && host::read().is_ok_and(|host| host.has_ipv6);
+        let made = if plan.has_link() {
+            thread.run(move || create_link(driver, ipv6)).await?.map(Some)
+        } else {
+            Ok(None)
+        };
         // Without a link nobody takes orders, and whoever gives one is told so.
         let orders = Some(orders).filter(|_| matches!(made, Ok(Some(_))));
-        let (link, warning) = match made {
-            Ok(link) => (link, None),
-            Err(error) => (None, Some(sentence(&error))),
+        let mut state = State { settled: !matches!(made, Ok(Some(_))), ..State::default() };
+        let (link, member) = match made {
+            Ok(link) => (link, join(plan, dir, is_alone, &thread).await),
+            Err(error) => {
+                state.no_way_out(plan, &error);
+                state.no_member(plan, &error);
+                (None, Ok(None))
+            }
         };
-        let state = State { settled: link.is_none(), warning };
+        let member = member.unwrap_or_else(|error| {
+            state.no_member(plan, &error);
+            None
+        });
         Ok(Self {
             plan: plan.clone(),
             thread: Rc::new(thread),
             link,
+            member,
             ipv6,
             starter,
             orders,
@@ -186,21 +207,33 @@ impl Network {
         }
         let (plan, thread, state) = (self.plan.clone(), self.thread.clone(), self.state.clone());
         let Some(orders) = self.orders.take() else { return };
-        let ipv6 = self.ipv6;
-        let starter = self.starter.take();
+        let (ipv6, starter, member) = (self.ipv6, self.starter.take(), self.member.take());
         tokio::task::spawn_local(async move {
             let warn = |error: &anyhow::Error| {
-                let text = sentence(error);
-                state.send_replace(State { settled: true, warning: Some(text) });
+                state.send_modify(|state| {
+                    state.settled = true;
+                    state.no_way_out(&plan, error);
+                });
             };
-            let mut raised =
-                match within("the policy", Raised::raise(plan, thread, ipv6, starter, orders)).await {
-                    Ok(raised) => raised,
-                    Err(error) => return warn(&error),
-                };
+            let names = member.as_ref().map(Member::names);
+            let raise = Raised::raise(plan.clone(), thread, ipv6, starter, orders, names);
+            let mut raised = match within("the policy", raise).await {
+                Ok(raised) => raised,
+                Err(error) => {
+                    // Nothing is forwarded, and nobody shall think otherwise.
+                    drop(member);
+                    state.send_modify(|state| state.no_member(&plan, &error));
+                    return warn(&error);
+                }
+            };
+            if let Some(member) = member {
+                tokio::task::spawn_local(carry(member, plan.clone(), state.clone()));
+            }
             loop {
-                match within("`pasta`", raised.open_way()).await {
-                    Ok(()) => drop(state.send_replace(State { settled: true, warning: None })),
+                let opened =
+                    if plan.leads_out() { within("`pasta`", raised.open_way()).await } else { Ok(()) };
+                match opened {
+                    Ok(()) => state.send_modify(|state| (state.settled, state.warning) = (true, None)),
                     Err(error) => {
                         raised.give_up();
                         warn(&error);
@@ -215,14 +248,38 @@ impl Network {
     }
 }
 
+impl State {
+    fn no_way_out(&mut self, plan: &NetPlan, error: &anyhow::Error) {
+        self.warning = plan.leads_out().then(|| format!("no way out to the network: {error:#}"));
+    }
+
+    fn no_member(&mut self, plan: &NetPlan, error: &anyhow::Error) {
+        let text = |plan: &MemberPlan| format!("no way to the vms of network `{}`: {error:#}", plan.network);
+        self.member_warning = plan.member.as_ref().map(text);
+    }
+}
+
+/// Makes the way to the other vms of the network the vm is in, if it is in one.
+async fn join(
+    plan: &NetPlan,
+    dir: Option<std::io::Result<OwnedFd>>,
+    is_alone: bool,
+    thread: &NetThread,
+) -> anyhow::Result<Option<Member>> {
+    let (Some(plan), Some(dir)) = (&plan.member, dir) else { return Ok(None) };
+    let dir = dir.with_context(|| format!("open `{}`", plan.dir.display()))?;
+    Member::create(plan, dir, is_alone, thread).await.map(Some)
+}
+
+/// Carries packets between the guest and the others until that can't be done any more.
+async fn carry(member: Member, plan: NetPlan, state: watch::Sender<State>) {
+    let error = member.carry().await;
+    state.send_modify(|state| state.no_member(&plan, &error));
+}
+
 async fn within<T>(what: &str, work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     let late = |_| anyhow::anyhow!("{what} is not up after {} s", RAISE_WAIT.as_secs());
     tokio::time::timeout(RAISE_WAIT, work).await.map_err(late)?
-}
-
-/// One line for the person who started the vm.
-fn sentence(error: &anyhow::Error) -> String {
-    format!("no way out to the network: {error:#}")
 }
 
 /// In the vm's namespace: what the VMM needs to start.
@@ -290,6 +347,7 @@ impl Raised {
         ipv6: bool,
         starter: Option<Starter>,
         (sender, orders): Orders,
+        names: Option<Names>,
     ) -> anyhow::Result<Self> {
         let Some(nft) = plan.nft.clone() else {
             bail!("`nft` is not installed; install it with `sudo apt-get install nftables`");
@@ -298,6 +356,7 @@ impl Raised {
         let changes = netlink::Changes::open().context("listen to changes of the host's network")?;
         let changes = readable(changes)?;
         let policy = Policy::new(plan.mode, plan.rules.clone(), host::read()?).limited(ipv6, plan.rate);
+        let policy = policy.joined(plan.member.as_ref().filter(|_| names.is_some()).map(MemberPlan::address));
         let (program, text) = (nft.clone(), policy.render());
         let (udp, tcp) = thread
             .run(move || {
@@ -311,7 +370,8 @@ impl Raised {
             })
             .await??;
         let (policy, record) = (Rc::new(RefCell::new(policy)), Rc::new(RefCell::new(Record::default())));
-        let part = Part { policy: policy.clone(), record: record.clone(), orders: sender };
+        let names = names.map(Rc::new);
+        let part = Part { policy: policy.clone(), record: record.clone(), orders: sender, names };
         resolver::serve(udp, tcp, part)?;
         Ok(Self { plan, thread, nft, ipv6, policy, record, orders, changes, starter, open: false })
     }
@@ -387,7 +447,7 @@ impl Raised {
             if policy != *self.policy.borrow() {
                 self.put_in_force(policy).await?;
             }
-            if !self.open && has_default_route {
+            if !self.open && has_default_route && self.plan.leads_out() {
                 return Ok(());
             }
         }

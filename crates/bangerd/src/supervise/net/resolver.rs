@@ -3,15 +3,17 @@
 //! It listens in the vm's network namespace and asks from the host's, so the guest's names are the host's without a way
 //! from the guest to whatever resolver the host has. Each query goes out of a socket of its own, connected (the kernel
 //! then drops what others send), under a random number. Where the policy denies a name or an address, so does the
-//! resolver, and writes it down. Where the policy opens addresses by name, they are open before the guest hears of them.
+//! resolver, and writes it down. The vms of the guest's network it knows by itself. Where the policy opens addresses by name, they are open before the guest hears of them.
 //!
 //! Messages are not written anew: what passes is passed on as it came, under the guest's number. So little of DNS has to be
 //! understood ([`dns`]) that a library for all of it would be more code to trust, not less.
 
 use super::Order;
 use super::dns::{self, Found, Parsed, Query, Rcode};
+use super::member::Names;
 use super::record::Record;
 use crate::net::GATEWAY;
+use crate::net::member::NAME_END;
 use crate::net::policy::Policy;
 use std::cell::RefCell;
 use std::io;
@@ -54,6 +56,8 @@ pub(super) struct Part {
     pub(super) record: Rc<RefCell<Record>>,
     /// Where addresses are opened.
     pub(super) orders: mpsc::Sender<Order>,
+    /// The vms of the guest's network.
+    pub(super) names: Option<Rc<Names>>,
 }
 
 struct Resolver {
@@ -162,6 +166,14 @@ impl Resolver {
             Parsed::Ignore => return None,
         };
         let name = query.name();
+        if let Some(names) = &self.part.names {
+            if let Some(address) = names.find(&name) {
+                return Some(query.answer(address));
+            }
+            if name.ends_with(NAME_END) {
+                return Some(query.fail(Rcode::NoSuchName));
+            }
+        }
         if !self.part.policy.borrow().allows_name(&name) {
             self.part.record.borrow_mut().deny(&name, None);
             return Some(query.fail(Rcode::NoSuchName));

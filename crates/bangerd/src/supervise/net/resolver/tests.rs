@@ -43,6 +43,7 @@ fn start_with(
         policy: Rc::new(RefCell::new(policy)),
         record: Rc::new(RefCell::new(Record::default())),
         orders,
+        names: None,
     };
     let opened = Rc::new(RefCell::new(Vec::new()));
     let written = opened.clone();

@@ -1,0 +1,283 @@
+//! The networks that vms reach each other in: who is in them, and where members find each other.
+//!
+//! A vm has its place in a network from its creation to its removal, in the store, and as long a directory of its number
+//! and a link of its name, which its peers' supervisors read (`supervise/net/member.rs`). The daemon is not needed in
+//! between.
+
+use crate::daemon::Daemon;
+use crate::net::member::{MEMBERS_MAX, MemberPlan, NAME_END, address};
+use crate::store::VmRow;
+use anyhow::Context as _;
+use banger_wire::daemon::VmSpec;
+use banger_wire::error::{ErrorCode, WireError};
+use banger_wire::names::NetworkName;
+use banger_wire::net::MemberView;
+use banger_wire::vm::VmStatus;
+use std::collections::HashSet;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt, chown, symlink};
+use std::path::{Path, PathBuf};
+
+/// How often what is needed is made again when the last member left at that moment, and took the directory along.
+const TRIES_MAX: u32 = 3;
+
+impl Daemon {
+    /// Gives a vm its place in the network it is to be in, where it has none. None is in no network.
+    pub(crate) fn join(&self, row: &VmRow) -> anyhow::Result<Option<MemberPlan>> {
+        let Some(network) = network(row) else { return Ok(None) };
+        let Some(number) = self.store.join(&row.id, &network)? else {
+            let text = format!("network `{network}` is full: it has {MEMBERS_MAX} vms");
+            return Err(WireError::new(ErrorCode::Invalid, text)
+                .hinted("delete vms that are not needed with `banger vm prune`")
+                .into());
+        };
+        let dir = self.paths.networks().join(network.as_str());
+        // CRASH: a vm has a place that it does not use yet. It goes with the vm; without one, at the next start.
+        let mut made = make_place(&dir, row, number);
+        for _ in 1..TRIES_MAX {
+            if made.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
+                made = make_place(&dir, row, number);
+            }
+        }
+        made.with_context(|| format!("make the place of vm `{}` in network `{network}`", row.name))?;
+        Ok(Some(MemberPlan { network, number, dir }))
+    }
+
+    /// Takes a vm that is about to go out of its network. Its number is free when its row has gone.
+    pub(crate) fn leave(&self, row: &VmRow) -> anyhow::Result<()> {
+        let (Some(network), Some(number)) = (network(row), self.store.member(&row.id)?) else {
+            return Ok(());
+        };
+        let dir = self.paths.networks().join(network.as_str());
+        remove_place(&dir, row, number)
+            .with_context(|| format!("take vm `{}` out of network `{network}`", row.name))
+    }
+
+    /// What is said of a vm's place in its network.
+    pub(crate) fn member_view(&self, row: &VmRow, status: Option<&VmStatus>) -> Option<MemberView> {
+        let name = network(row)?;
+        let number = self.store.member(&row.id).ok().flatten();
+        let warning = status.and_then(|status| status.member_warning.clone());
+        Some(MemberView { name, address: number.map(address), warning })
+    }
+}
+
+/// What is in the networks' directories of vms that are not in them.
+pub(crate) fn unknown(daemon: &Daemon) -> anyhow::Result<Vec<PathBuf>> {
+    let top = daemon.paths.networks();
+    let mut there = Vec::new();
+    for network in std::fs::read_dir(&top)? {
+        let network = network?.path();
+        there.extend(std::fs::read_dir(&network).into_iter().flatten().flatten().map(|entry| entry.path()));
+        there.push(network);
+    }
+    // After the directories: who joins meanwhile has its row first.
+    let mut known = HashSet::new();
+    for (network, number, name) in daemon.store.members()? {
+        let dir = top.join(network);
+        known.extend([dir.join(number.to_string()), dir.join(format!("{name}{NAME_END}"))]);
+        known.insert(dir);
+    }
+    there.retain(|path| !known.contains(path));
+    Ok(there)
+}
+
+fn network(row: &VmRow) -> Option<NetworkName> {
+    serde_json::from_str::<VmSpec>(&row.spec).ok()?.network
+}
+
+/// Makes what is not there yet.
+fn make_place(dir: &Path, row: &VmRow, number: u16) -> io::Result<()> {
+    let own = dir.join(number.to_string());
+    // Where each vm has a user of its own, that one makes its socket, and the others find it. Nobody else comes so far.
+    let mode = if row.run_as.is_some() { 0o711 } else { 0o700 };
+    std::fs::DirBuilder::new().recursive(true).mode(mode).create(&own)?;
+    if let Some(user) = row.run_as {
+        for dir in [dir, &own] {
+            std::fs::set_permissions(dir, PermissionsExt::from_mode(mode))?;
+        }
+        chown(&own, Some(user), Some(user))?;
+    }
+    let (link, number) = (dir.join(format!("{}{NAME_END}", row.name)), number.to_string());
+    if std::fs::read_link(&link).is_ok_and(|to| to == Path::new(&number)) {
+        return Ok(());
+    }
+    gone(std::fs::remove_file(&link))?;
+    symlink(number, link)
+}
+
+/// Removes what is there of it, and the network with its last member.
+fn remove_place(dir: &Path, row: &VmRow, number: u16) -> io::Result<()> {
+    gone(std::fs::remove_file(dir.join(format!("{}{NAME_END}", row.name))))?;
+    gone(std::fs::remove_dir_all(dir.join(number.to_string())))?;
+    match std::fs::remove_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
+        removed => gone(removed),
+    }
+}
+
+/// It is as well that something is not there any more.
+fn gone(removed: io::Result<()>) -> io::Result<()> {
+    match removed {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::unknown;
+    use crate::daemon::Daemon;
+    use crate::net::member::{MEMBERS_MAX, MemberPlan};
+    use crate::paths::Paths;
+    use crate::programs::Vmm;
+    use crate::store::{KernelRow, VmRow};
+    use banger_image::oci::ImageConfig;
+    use banger_wire::daemon::{VmSpec, VmState};
+    use banger_wire::names::VmId;
+    use banger_wire::size::Mebibytes;
+    use std::path::Path;
+    use std::sync::Arc;
+
+    fn daemon(dir: &Path) -> Arc<Daemon> {
+        let paths = Paths { state: dir.join("state"), cache: dir.join("cache") };
+        std::fs::create_dir_all(paths.networks()).unwrap();
+        let daemon = Daemon::open(paths).unwrap();
+        let text = String::new;
+        let kernel =
+            KernelRow { name: "k".into(), release: text(), version: text(), arch: text(), created: 0 };
+        daemon.store.insert_kernel(&kernel).unwrap();
+        let image = crate::store::ImageRow {
+            name: "i".into(),
+            source: text(),
+            digest: text(),
+            arch: text(),
+            created: 0,
+            size_bytes: 0,
+            init: None,
+            config: ImageConfig::default(),
+            kernel: None,
+            sha256: text(),
+            filesystem: "ext4".into(),
+            blobs: Vec::new(),
+            initrd: false,
+        };
+        daemon.store.insert_image(&image).unwrap();
+        daemon
+    }
+
+    fn vm(daemon: &Daemon, number: u64, name: &str, network: Option<&str>) -> VmRow {
+        let spec = VmSpec { network: network.map(|name| name.parse().unwrap()), ..VmSpec::default() };
+        let mut row = VmRow {
+            id: VmId::from_bits(number),
+            name: name.parse().unwrap(),
+            state: VmState::Created,
+            error: None,
+            image: "i".into(),
+            kernel: "k".into(),
+            vcpu: 1,
+            memory: Mebibytes(256),
+            disk_size: Mebibytes(256),
+            created: 0,
+            rm: false,
+            run_as: None,
+            spec: serde_json::to_string(&spec).unwrap(),
+            vmm: Vmm::Qemu,
+            kvm: false,
+        };
+        assert!(daemon.store.insert_vm(&mut row, false).unwrap());
+        row
+    }
+
+    fn there(daemon: &Daemon) -> Vec<String> {
+        let mut found = Vec::new();
+        for network in std::fs::read_dir(daemon.paths.networks()).unwrap() {
+            let network = network.unwrap();
+            for entry in std::fs::read_dir(network.path()).unwrap() {
+                let name = |entry: &std::fs::DirEntry| entry.file_name().into_string().unwrap();
+                found.push(format!("{}/{}", name(&network), name(&entry.unwrap())));
+            }
+        }
+        found.sort();
+        found
+    }
+
+    #[test]
+    fn each_vm_has_a_number_of_its_own_for_as_long_as_it_is_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let daemon = daemon(dir.path());
+        let vms: Vec<VmRow> = ["a", "b", "c"]
+            .iter()
+            .zip(1..)
+            .map(|(name, number)| vm(&daemon, number, name, Some("x")))
+            .collect();
+        let other = vm(&daemon, 4, "d", Some("y"));
+        let none = vm(&daemon, 5, "e", None);
+        let number = |row: &VmRow| daemon.join(row).unwrap().map(|plan: MemberPlan| plan.number);
+        assert_eq!(vms.iter().map(number).collect::<Vec<_>>(), [Some(1), Some(2), Some(3)]);
+        assert_eq!((number(&other), number(&none)), (Some(1), None));
+        assert_eq!(number(&vms[1]), Some(2), "again");
+        assert_eq!(there(&daemon), ["x/1", "x/2", "x/3", "x/a.vm", "x/b.vm", "x/c.vm", "y/1", "y/d.vm"]);
+        assert_eq!(daemon.member_view(&vms[1], None).unwrap().address, Some([10, 231, 128, 2].into()));
+        assert_eq!(daemon.member_view(&none, None), None);
+        for gone in [&vms[1], &other, &none] {
+            daemon.leave(gone).unwrap();
+            daemon.leave(gone).unwrap();
+            daemon.store.delete_vm(&gone.id).unwrap();
+        }
+        assert_eq!(there(&daemon), ["x/1", "x/3", "x/a.vm", "x/c.vm"]);
+        assert!(!daemon.paths.networks().join("y").exists());
+        // What is free is given to the next.
+        assert_eq!(number(&vm(&daemon, 6, "f", Some("x"))), Some(2));
+        assert_eq!(number(&vm(&daemon, 7, "g", Some("x"))), Some(4));
+    }
+
+    #[test]
+    fn a_full_network_takes_nobody() {
+        let dir = tempfile::tempdir().unwrap();
+        let daemon = daemon(dir.path());
+        let last = vm(&daemon, 1, "last", Some("x"));
+        let late = vm(&daemon, 2, "late", Some("x"));
+        // One row after the other would take a minute.
+        let path = daemon.paths.state.join("banger.db");
+        let connection = rusqlite::Connection::open(path).unwrap();
+        let fill = format!(
+            "PRAGMA foreign_keys = OFF; WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {})
+             INSERT INTO member SELECT 'vm' || i, 'x', i FROM n",
+            MEMBERS_MAX - 1
+        );
+        connection.execute_batch(&fill).unwrap();
+        assert_eq!(daemon.join(&last).unwrap().unwrap().number, MEMBERS_MAX);
+        let error = daemon.join(&late).unwrap_err();
+        let error = error.downcast_ref::<banger_wire::error::WireError>().unwrap();
+        insta::assert_snapshot!(
+            format!("{error}\n{}", error.hint.clone().unwrap_or_default()),
+            @r"
+        network `x` is full: it has 32766 vms
+        delete vms that are not needed with `banger vm prune`
+        "
+        );
+    }
+
+    #[test]
+    fn what_a_crash_left_in_networks_is_known() {
+        let dir = tempfile::tempdir().unwrap();
+        let daemon = daemon(dir.path());
+        let row = vm(&daemon, 1, "a", Some("x"));
+        daemon.join(&row).unwrap();
+        assert!(unknown(&daemon).unwrap().is_empty());
+        let top = daemon.paths.networks();
+        for left in ["x/7", "gone/1"] {
+            std::fs::create_dir_all(top.join(left)).unwrap();
+        }
+        std::os::unix::fs::symlink("7", top.join("x/b.vm")).unwrap();
+        let mut found = unknown(&daemon).unwrap();
+        found.sort();
+        assert_eq!(found, ["gone", "gone/1", "x/7", "x/b.vm"].map(|name| top.join(name)));
+        // A name that led elsewhere is put right by its vm's start.
+        std::fs::remove_file(top.join("x/a.vm")).unwrap();
+        std::os::unix::fs::symlink("7", top.join("x/a.vm")).unwrap();
+        daemon.join(&row).unwrap();
+        assert_eq!(std::fs::read_link(top.join("x/a.vm")).unwrap(), Path::new("1"));
+    }
+}

@@ -42,6 +42,7 @@ struct Agent {
     process: std::process::Child,
     stream: UnixStream,
     said: mpsc::Receiver<Frame>,
+    _dir: tempfile::TempDir,
 }
 
 impl Drop for Agent {
@@ -57,7 +58,7 @@ impl Agent {
         let path = dir.path().join("agent");
         let listener = UnixListener::bind(&path).unwrap();
         let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_banger-agent"));
-        let process = command.arg("--socket").arg(&path).spawn().unwrap();
+        let process = command.arg("--socket").arg(&path).env("XDG_RUNTIME_DIR", dir.path()).spawn().unwrap();
         let (stream, _) = listener.accept().unwrap();
         stream.set_write_timeout(Some(PATIENCE)).unwrap();
         let mut reader = stream.try_clone().unwrap();
@@ -73,7 +74,7 @@ impl Agent {
                 }
             }
         });
-        let mut agent = Self { process, stream, said };
+        let mut agent = Self { process, stream, said, _dir: dir };
         agent.write(&SYNC);
         agent.send(&Frame::message(0, &HostMessage::Configure(Box::new(config()))).unwrap());
         agent.wait(|frame| matches!(frame.parse(), Ok(GuestMessage::Configured { .. })));

@@ -15,7 +15,7 @@ use std::collections::HashMap;
 use std::fs::DirBuilder;
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -25,9 +25,10 @@ use tokio::task::{AbortHandle, JoinSet};
 
 /// The variable that programs find an ssh agent by.
 pub(crate) const VARIABLE: &str = "SSH_AUTH_SOCK";
-/// Where the socket's directory is made: a guest's `/run` is its memory, and only root makes anything there. `/tmp` is
-/// for an agent that is not in a guest.
-const PLACES: [&str; 2] = ["/run", "/tmp"];
+/// Where the socket's directory is made: a guest's `/run` is its memory, and only root makes anything there. An agent that
+/// is not in a guest is told another place by this variable.
+const PLACE: &str = "/run";
+const PLACE_VARIABLE: &str = "XDG_RUNTIME_DIR";
 /// The wait after a connection could not be taken, for want of descriptors for example.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
@@ -97,15 +98,10 @@ fn make_dir() -> io::Result<PathBuf> {
     let mut random = [0; 8];
     rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())?;
     let name = format!("banger-agent-{:016x}", u64::from_ne_bytes(random));
-    let mut failed = io::Error::from(io::ErrorKind::NotFound);
-    for place in PLACES {
-        let dir = Path::new(place).join(&name);
-        match DirBuilder::new().mode(0o700).create(&dir) {
-            Ok(()) => return Ok(dir),
-            Err(error) => failed = error,
-        }
-    }
-    Err(failed)
+    let place = std::env::var_os(PLACE_VARIABLE).map_or_else(|| PathBuf::from(PLACE), PathBuf::from);
+    let dir = place.join(name);
+    DirBuilder::new().mode(0o700).create(&dir)?;
+    Ok(dir)
 }
 
 /// Takes as many connections as there are channels; more wait until one has ended.

@@ -47,7 +47,7 @@ impl Agent {
         let path = dir.path().join("agent");
         let listener = UnixListener::bind(&path).unwrap();
         let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_banger-agent"));
-        let process = command.arg("--socket").arg(&path).spawn().unwrap();
+        let process = command.arg("--socket").arg(&path).env("XDG_RUNTIME_DIR", dir.path()).spawn().unwrap();
         let (stream, _) = listener.accept().unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_write_timeout(Some(PATIENCE)).unwrap();

@@ -254,3 +254,6 @@ fn deliver(sessions: &RefCell<Sessions>, frame: Frame) {
         sessions.open.remove(&id);
     }
 }
+
+#[cfg(test)]
+mod fuzz;

@@ -10,13 +10,18 @@ use std::time::{Duration, Instant};
 const IMAGE: &str = "debian-bookworm-slim";
 /// Runs of each kind; the median counts.
 const RUNS: usize = 11;
+/// Runs of what takes long.
+const STOPS: usize = 5;
+/// How long an emulated guest may be busy after its boot.
+const REST: Duration = Duration::from_secs(10);
 /// The config of a store whose vms boot.
 const NO_RESTORE: &str = "restore = false\n";
 /// The machine both sides get.
 const VCPU: u32 = 1;
 const MEMORY_MIB: u64 = 512;
 
-/// `vm run --rm -- true` against the same VMM and kernel with a bare `/init` that powers off, and `vm exec`.
+/// `vm run --rm -- true` against the same VMM and kernel with a bare `/init` that powers off, `vm exec`, and
+/// `vm stop`.
 pub(crate) fn run() -> anyhow::Result<()> {
     let built = Built::new(Profile::Release)?;
     let store = built.store(&[IMAGE])?;
@@ -37,6 +42,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
         store.configure("")?;
     }
     let exec = exec_times(&store, &vm)?;
+    let stop = stop_times(&store, &vm)?;
     let ratios = |times: &[Duration]| -> Vec<f64> {
         times.iter().zip(&bare).map(|(a, b)| a.as_secs_f64() / b.as_secs_f64()).collect()
     };
@@ -47,6 +53,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
     println!("  ratio, pair by pair        {}", spread(&ratios(&booted), "x"));
     println!("vm exec -- true              {}", spread(&milliseconds(&exec.0), "ms"));
     println!("  fork and exec in the guest {}", spread(&milliseconds(&exec.1), "ms"));
+    println!("vm stop, with systemd        {}   budget 2 s", spread(&seconds(&stop), "s"));
     Ok(())
 }
 
@@ -117,6 +124,19 @@ fn exec_times(store: &Store, vm: &[&str]) -> anyhow::Result<(Vec<Duration>, Vec<
         .collect::<Result<_, _>>()?;
     store.ok(&["vm", "delete", "-f", "bench"])?;
     Ok((outside, inside))
+}
+
+/// Times `vm stop` of a guest that has come to rest after its boot.
+fn stop_times(store: &Store, vm: &[&str]) -> anyhow::Result<Vec<Duration>> {
+    store.ok(&[&["vm", "create", "--name", "stop", "--no-start"][..], vm].concat())?;
+    let mut times = Vec::new();
+    for _ in 0..STOPS {
+        store.ok(&["vm", "start", "--wait", "boot", "stop"])?;
+        std::thread::sleep(REST);
+        times.push(timed(|| store.ok(&["vm", "stop", "stop"]).map(drop))?);
+    }
+    store.ok(&["vm", "delete", "stop"])?;
+    Ok(times)
 }
 
 fn timed(work: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<Duration> {

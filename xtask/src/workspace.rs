@@ -26,7 +26,10 @@ pub(crate) fn run(profile: Profile) -> anyhow::Result<()> {
     let dir = tempfile::Builder::new().prefix("banger-bench-").tempdir()?;
     let checkout = dir.path().join("crates");
     let files = copy_crates(&checkout)?;
-    git(&checkout, "git init -q -b main . && git add -f . && git commit -qm all && git gc -q")?;
+    git(
+        &checkout,
+        "git init -q -b main . && git config gc.auto 0 && git add -f . 2> /dev/null && git commit -qm all && git gc -q",
+    )?;
     let built = Built::new(profile)?;
     let store = match std::env::var_os("BANGER_TEST_STORE") {
         Some(store) => built.store_like(Path::new(&store))?,

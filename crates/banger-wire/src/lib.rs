@@ -11,6 +11,7 @@ pub mod bytes;
 pub mod channel;
 pub mod config;
 pub mod daemon;
+pub mod doctor;
 pub mod error;
 pub mod exec;
 pub mod frame;

@@ -7,7 +7,8 @@ use crate::context::Context;
 use crate::ssh;
 use crate::stop::{Ended, Stop};
 use banger_wire::BUILD;
-use banger_wire::daemon::{Check, Event, Outcome, Request, Verdict};
+use banger_wire::daemon::{Event, Outcome, Request};
+use banger_wire::doctor::{Check, Verdict};
 use banger_wire::error::WireError;
 
 /// Runs `banger doctor`; the status is 1 when a check failed.

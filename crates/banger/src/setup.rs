@@ -3,7 +3,8 @@
 use crate::args::SetupArgs;
 use crate::context::{Context, expect_outcome};
 use crate::stop::{Ended, Stop};
-use banger_wire::daemon::{Request, SetupState};
+use banger_wire::daemon::Request;
+use banger_wire::doctor::SetupState;
 
 /// Runs `banger setup`; the status is 1 when something is left to do by hand or could not be fetched.
 pub(crate) async fn setup(context: &mut Context, args: SetupArgs) -> Ended {

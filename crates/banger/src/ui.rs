@@ -5,7 +5,7 @@
 
 use crate::stop::{Stop, failed};
 use crate::text::{escape, escape_json, escape_lines};
-use banger_wire::daemon::{Check, SetupItem, SetupState, Verdict};
+use banger_wire::doctor::{Check, SetupItem, SetupState, Verdict};
 use banger_wire::error::WireError;
 use std::io::{ErrorKind, IsTerminal as _, Write as _};
 use std::sync::atomic::{AtomicBool, Ordering};

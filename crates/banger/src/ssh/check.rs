@@ -6,7 +6,7 @@ use super::{DOMAIN, chosen_key, options};
 use crate::context::Context;
 use crate::paths::StateDir;
 use crate::stop::Stop;
-use banger_wire::daemon::{Check, Verdict};
+use banger_wire::doctor::{Check, Verdict};
 use banger_wire::error::WireError;
 use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt as _;

@@ -2,9 +2,10 @@
 
 use crate::support::{Bench, plan, read_until, terminal, view};
 use banger_wire::daemon::{
-    Available, CachePruned, Check, ConfigView, Event, NetMode, Outcome, Pruned, Request, SetupItem,
-    SetupState, Verdict, Workspace, WorkspaceAsked, WorkspaceMode,
+    Available, CachePruned, ConfigView, Event, NetMode, Outcome, Pruned, Request, Workspace, WorkspaceAsked,
+    WorkspaceMode,
 };
+use banger_wire::doctor::{Check, SetupItem, SetupState, Verdict};
 use banger_wire::error::{ErrorCode, WireError};
 use banger_wire::exec::TerminalSize;
 use banger_wire::frame::Frame;

@@ -9,7 +9,7 @@ use crate::kvm::{self, Kvm};
 use crate::names;
 use crate::programs::{is_at_least, numbers};
 use banger_vmm::firecracker;
-use banger_wire::daemon::{Check, Verdict};
+use banger_wire::doctor::{Check, Verdict};
 
 /// The oldest QEMU whose machine and snapshots are as the driver needs them.
 const QEMU_MIN: (u32, u32) = (7, 2);

@@ -5,7 +5,7 @@ use super::distribution::Distribution;
 use super::facts::{Device, Disk, Facts, Memory, Neighbours, Pasta, Program, Restriction, Route};
 use crate::cgroup::Base;
 use crate::kvm::{Kvm, Refusal};
-use banger_wire::daemon::Verdict;
+use banger_wire::doctor::Verdict;
 use banger_wire::size::Mebibytes;
 use std::path::PathBuf;
 

@@ -448,7 +448,8 @@ impl Daemon {
         let status = self.running().get(row.id.as_str()).cloned();
         // What is in force: without a way out that is nothing, whatever was asked for.
         let cut_off = status.as_ref().is_some_and(|status| status.network_warning.is_some());
-        let asked = serde_json::from_str(&row.spec).map_or(NetMode::None, |spec| net_mode(&spec));
+        let spec: Option<VmSpec> = serde_json::from_str(&row.spec).ok();
+        let asked = spec.as_ref().map_or(NetMode::None, net_mode);
         let net = if cut_off { NetMode::None } else { asked };
         let disk = std::fs::metadata(dir.join(DISK_FILE)).map_or(0, |metadata| metadata.blocks() * 512);
         VmView {
@@ -478,7 +479,7 @@ impl Daemon {
             disk: Some(dir.join(DISK_FILE).display().to_string()),
             console: Some(dir.join(CONSOLE_FILE).display().to_string()),
             address: status.as_ref().and_then(|status| status.address),
-            network: self.member_view(row, status.as_ref()),
+            network: self.member_view(row, spec.and_then(|spec| spec.network), status.as_ref()),
             watchdog_restarts: status.map_or(0, |status| status.watchdog_restarts),
             workspace: Workspace::load(&self.paths.workspace(row.id.as_str())),
         }

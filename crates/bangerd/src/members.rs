@@ -53,9 +53,14 @@ impl Daemon {
             .with_context(|| format!("take vm `{}` out of network `{network}`", row.name))
     }
 
-    /// What is said of a vm's place in its network.
-    pub(crate) fn member_view(&self, row: &VmRow, status: Option<&VmStatus>) -> Option<MemberView> {
-        let name = network(row)?;
+    /// What is said of a vm's place in its network, if it has one.
+    pub(crate) fn member_view(
+        &self,
+        row: &VmRow,
+        network: Option<NetworkName>,
+        status: Option<&VmStatus>,
+    ) -> Option<MemberView> {
+        let name = network?;
         let number = self.store.member(&row.id).ok().flatten();
         let warning = status.and_then(|status| status.member_warning.clone());
         Some(MemberView { name, address: number.map(address), warning })
@@ -126,7 +131,7 @@ fn gone(removed: io::Result<()>) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::unknown;
+    use super::{network, unknown};
     use crate::daemon::Daemon;
     use crate::net::member::{MEMBERS_MAX, MemberPlan};
     use crate::paths::Paths;
@@ -218,8 +223,11 @@ mod tests {
         assert_eq!((number(&other), number(&none)), (Some(1), None));
         assert_eq!(number(&vms[1]), Some(2), "again");
         assert_eq!(there(&daemon), ["x/1", "x/2", "x/3", "x/a.vm", "x/b.vm", "x/c.vm", "y/1", "y/d.vm"]);
-        assert_eq!(daemon.member_view(&vms[1], None).unwrap().address, Some([10, 231, 128, 2].into()));
-        assert_eq!(daemon.member_view(&none, None), None);
+        assert_eq!(
+            daemon.member_view(&vms[1], network(&vms[1]), None).unwrap().address,
+            Some([10, 231, 128, 2].into())
+        );
+        assert_eq!(daemon.member_view(&none, network(&none), None), None);
         for gone in [&vms[1], &other, &none] {
             daemon.leave(gone).unwrap();
             daemon.leave(gone).unwrap();

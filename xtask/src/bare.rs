@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 const BOOTS: Duration = Duration::from_secs(120);
 /// Bytes that one read or write of the guest's has.
 const CHUNK_LEN: usize = 64 << 10;
-/// A guest that takes bytes from the agent's port (`p CHUNKS`) or puts some there (`g CHUNKS`), and answers each with a
-/// line.
+/// A guest that takes bytes from the agent's port (`p CHUNKS`, and `P CHUNKS` by way of a pipe), answering with a line, or
+/// puts some there (`g` and `G`).
 const STREAMS: &str = "#!/bin/busybox sh
 /bin/busybox mount -t devtmpfs none /dev
 port=$(echo /dev/vport*p1)
@@ -25,7 +25,9 @@ echo ready >&3
 while read -r how count <&3; do
     case $how in
     p) /bin/busybox dd bs=64k count=$count iflag=fullblock <&3 >/dev/null 2>/dev/null; echo done >&3 ;;
+    P) /bin/busybox dd bs=64k count=$count iflag=fullblock <&3 2>/dev/null | /bin/busybox cat >/dev/null; echo done >&3 ;;
     g) /bin/busybox dd bs=64k count=$count if=/dev/zero >&3 2>/dev/null ;;
+    G) /bin/busybox dd bs=64k count=$count if=/dev/zero 2>/dev/null | /bin/busybox dd bs=64k >&3 2>/dev/null ;;
     esac
 done
 ";
@@ -97,10 +99,11 @@ impl RawChannel {
         if line == "ready\n" { Ok(port) } else { bail!("the bare machine said {line:?}") }
     }
 
-    /// Sends zeros into the vm, a multiple of 64 KiB, and waits until they are there.
-    pub(crate) fn send(&mut self, len: usize) -> anyhow::Result<()> {
+    /// Sends zeros into the vm, a multiple of 64 KiB, and waits until they are there, as far as a pipe behind the port.
+    pub(crate) fn send(&mut self, len: usize, piped: bool) -> anyhow::Result<()> {
         let stream = self.port.get_mut();
-        stream.write_all(format!("p {}\n", len / CHUNK_LEN).as_bytes())?;
+        let how = if piped { 'P' } else { 'p' };
+        stream.write_all(format!("{how} {}\n", len / CHUNK_LEN).as_bytes())?;
         // The guest's shell reads its line a byte at a time, and takes nothing of what follows.
         let chunk = vec![0; CHUNK_LEN];
         (0..len / CHUNK_LEN).try_for_each(|_| stream.write_all(&chunk))?;
@@ -109,9 +112,10 @@ impl RawChannel {
         if line == "done\n" { Ok(()) } else { bail!("the bare machine said {line:?}") }
     }
 
-    /// Takes zeros out of the vm, a multiple of 64 KiB.
-    pub(crate) fn fetch(&mut self, len: usize) -> anyhow::Result<()> {
-        self.port.get_mut().write_all(format!("g {}\n", len / CHUNK_LEN).as_bytes())?;
+    /// Takes zeros out of the vm, a multiple of 64 KiB, also out of a pipe in front of the port.
+    pub(crate) fn fetch(&mut self, len: usize, piped: bool) -> anyhow::Result<()> {
+        let how = if piped { 'G' } else { 'g' };
+        self.port.get_mut().write_all(format!("{how} {}\n", len / CHUNK_LEN).as_bytes())?;
         let mut chunk = vec![0; CHUNK_LEN];
         (0..len / CHUNK_LEN).try_for_each(|_| Ok(self.port.read_exact(&mut chunk)?))
     }

@@ -27,12 +27,12 @@ struct Kind {
     script: &'static str,
     /// The checkout below that directory.
     path: &'static str,
-    /// Further flags.
-    flags: &'static [&'static str],
+    /// How it can be placed.
+    modes: &'static [&'static str],
 }
 
 const fn kind(name: &'static str, path: &'static str, script: &'static str) -> Kind {
-    Kind { name, script, path, flags: &[] }
+    Kind { name, script, path, modes: &["shallow_overlay", "full_copy"] }
 }
 
 const KINDS: [Kind; 19] = [
@@ -154,7 +154,7 @@ const KINDS: [Kind; 19] = [
     Kind {
         name: "submodules",
         path: "r",
-        flags: &["--mode", "full_copy"],
+        modes: &["full_copy"],
         script: "git init -q sub; cd sub; echo s > s; git add .; git commit -qm sub; cd ..; git init -q r; cd r
         git -c protocol.file.allow=always submodule --quiet add ../sub mod; echo a > a; git add .; git commit -qm one
         git submodule --quiet deinit -f mod; git -c protocol.file.allow=always submodule --quiet update --init
@@ -186,17 +186,26 @@ pub(crate) fn text(bytes: &[u8]) -> String {
 
 #[test]
 fn a_checkout_looks_in_the_guest_as_on_the_host() {
+    look_alike("kinds", "shallow_overlay");
+}
+
+#[test]
+fn a_checkout_and_all_its_history_look_in_the_guest_as_on_the_host() {
+    look_alike("histories", "full_copy");
+}
+
+/// Places each kind of checkout in one vm, and compares what git and the filesystem say on both sides.
+fn look_alike(name: &str, mode: &str) {
     let owner = Owner::with_store();
-    let name = "kinds";
     owner.ok(["vm", "run", "-d", "--image", IMAGE, "--name", name]);
-    for kind in &KINDS {
+    for kind in KINDS.iter().filter(|kind| kind.modes.contains(&mode)) {
         let dir = checkout(&owner, kind.name, kind.script);
         let path = dir.join(kind.path);
         let ignoring = "find . -name .git -prune -o \\( -path ./out -o -name '*.log' \\) -prune -o";
         let on_host = LOOK.replace("find . -name .git -prune -o", ignoring);
         let host = sh(&owner, &path, &on_host);
         let mut command = owner.banger(["vm", "workspace", "prepare"]);
-        let placed = command.args(kind.flags).arg(name).arg(&path).output().unwrap();
+        let placed = command.args(["--mode", mode]).arg(name).arg(&path).output().unwrap();
         assert!(placed.status.success(), "{}: {}{}", kind.name, show(&placed), owner.logs());
         let below = if kind.path.contains('/') { "/a/b" } else { "" };
         let workdir = format!("/root/repo{below}");

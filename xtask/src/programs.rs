@@ -112,7 +112,7 @@ impl Store {
 
 impl Drop for Store {
     fn drop(&mut self) {
-        let _ = self.banger(&["vm", "prune", "-f"]).output();
-        let _ = self.banger(&["daemon", "stop"]).output();
+        // Nothing goes on in a directory that goes.
+        let _ = self.banger(&["daemon", "stop", "--all"]).output();
     }
 }

@@ -6,7 +6,7 @@
 
 use crate::daemon::Daemon;
 use crate::plan::{Bind, GUEST_HOME, VmPlan};
-use crate::pull::{entropy, staging};
+use crate::pull::{entropy, put, staging};
 use crate::vmsock;
 use anyhow::Context as _;
 use banger_vmm::Drive;
@@ -119,8 +119,7 @@ impl Daemon {
         banger_image::ext4::format_empty(&file, LEN, uuid)?;
         File::open(&file)?.sync_all()?;
         // CRASH: an unfinished directory is left, and the daemon's next start removes it.
-        let made = staging.keep();
-        std::fs::rename(&made, parent.join(name.as_str())).context("publish it")
+        put(staging, &parent.join(name.as_str())).context("publish it")
     }
 
     fn busy(&self, name: &CacheName) -> WireError {

@@ -10,7 +10,7 @@ use crate::initramfs::INITRD_FILE;
 use crate::load::SPOOL_PREFIX;
 use crate::net::NetPlan;
 use crate::plan::{Boot, DISK_FILE, Inputs, MODULES_FILE, VmPlan, plan};
-use crate::pull::{Build, Wanted, entropy, sink, staging};
+use crate::pull::{Build, Wanted, entropy, put, sink, staging};
 use crate::state::{self, Wish};
 use crate::store::{ImageRow, KernelRow, RUN_AS_BUILD, VmRow};
 use crate::{initramfs, vmsock};
@@ -81,8 +81,7 @@ impl Daemon {
                 banger_image::blocking::start(move || write_layout(&place, &tree, &meta, true))
                     .await?
                     .with_context(|| format!("write to `{}`", layout.display()))?;
-                std::fs::rename(staging.keep(), &layout)
-                    .with_context(|| format!("write to `{}`", layout.display()))?;
+                put(staging, &layout).with_context(|| format!("write to `{}`", layout.display()))?;
                 Ok(None)
             }
             None => {

@@ -593,6 +593,14 @@ pub(crate) fn staging(parent: &Path) -> anyhow::Result<tempfile::TempDir> {
     tempfile::Builder::new().prefix(".new-").tempdir_in(parent).context("make a directory in the store")
 }
 
+/// Gives a directory its final name; one that can't have it goes.
+pub(crate) fn put(staging: tempfile::TempDir, place: &Path) -> std::io::Result<()> {
+    std::fs::rename(staging.path(), place)?;
+    // There is nothing under its own name to remove any more.
+    let _ = staging.keep();
+    Ok(())
+}
+
 /// Vms started by root read these files as another user; directories above keep others out.
 fn open_to_vms(dir: &Path) -> anyhow::Result<()> {
     use std::os::unix::fs::PermissionsExt;
@@ -621,7 +629,7 @@ fn publish(staging: tempfile::TempDir, place: &Path) -> anyhow::Result<()> {
         rustix::fs::renameat_with(CWD, staging.path(), CWD, place, exchange)
             .context("publish in the store")?;
     } else {
-        std::fs::rename(staging.keep(), place).context("publish in the store")?;
+        put(staging, place).context("publish in the store")?;
     }
     let parent = place.parent().unwrap_or(place);
     Ok(std::fs::File::open(parent)?.sync_all()?)

@@ -12,7 +12,7 @@ use crate::config::Config;
 use crate::daemon::Daemon;
 use crate::net::{GUEST_MAC, NetPlan};
 use crate::plan::{Bind, DISK_FILE, SAVED_FILE, SAVED_INSIDE, STATE_FILE, STATE_INSIDE, Start, VmPlan};
-use crate::pull::{Build, staging};
+use crate::pull::{Build, put, staging};
 use crate::store::RUN_AS_TEMPLATE;
 use crate::supervise::root::VM_DIR;
 use crate::vmsock;
@@ -120,7 +120,7 @@ impl Daemon {
         std::fs::remove_dir_all(&dir)?;
         // CRASH: an unfinished directory is left, and the next start removes it. Nothing is synced: after the host's next
         // start this is another template's time.
-        std::fs::rename(staging.keep(), parent.join(name)).context("publish the template")?;
+        put(staging, &parent.join(name)).context("publish the template")?;
         if let Err(error) = remove_idle(&parent) {
             tracing::warn!("remove templates nobody uses: {error:#}");
         }

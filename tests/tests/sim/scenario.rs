@@ -23,6 +23,8 @@ pub(crate) struct Scenario {
 
 const CREATE: &str = "banger vm create --no-start --name one --image debian-bookworm-slim";
 const LOAD: &str = "banger image pull --name tiny oci:layout:it";
+const PRUNED: &str =
+    "banger image pull --name tiny oci:layout:it; banger image delete tiny; banger image cache prune";
 const RUN: &str = "banger vm run -d --name one --image debian-bookworm-slim";
 
 pub(crate) const SCENARIOS: [Scenario; 12] = [
@@ -135,8 +137,9 @@ pub(crate) const SCENARIOS: [Scenario; 12] = [
         name: "load",
         stocked: false,
         is_made_of_others: false,
-        steps_max: 0,
-        before: "",
+        steps_max: usize::MAX,
+        // The kernel is there, and nothing else.
+        before: PRUNED,
         running: "",
         does: LOAD,
         promise: |world| world.expect_image("tiny"),

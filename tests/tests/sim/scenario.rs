@@ -9,8 +9,6 @@ pub(crate) struct Scenario {
     pub(crate) stocked: bool,
     /// Its steps are those of other operations.
     pub(crate) is_made_of_others: bool,
-    /// How many of its steps are broken, chosen by the seed, unless all of everything is.
-    pub(crate) steps_max: usize,
     /// Shell commands of the owner that make what is there before; run once.
     pub(crate) before: &'static str,
     /// Shell commands of the owner right before the operation.
@@ -32,7 +30,6 @@ pub(crate) const SCENARIOS: [Scenario; 12] = [
         name: "create",
         stocked: true,
         is_made_of_others: false,
-        steps_max: usize::MAX,
         before: "",
         running: "",
         does: CREATE,
@@ -42,7 +39,6 @@ pub(crate) const SCENARIOS: [Scenario; 12] = [
         name: "start",
         stocked: true,
         is_made_of_others: false,
-        steps_max: usize::MAX,
         before: CREATE,
         running: "",
         does: "banger vm start one",
@@ -52,7 +48,6 @@ pub(crate) const SCENARIOS: [Scenario; 12] = [
         name: "first-run",
         stocked: true,
         is_made_of_others: true,
-        steps_max: usize::MAX,
         before: "",
         // What is made once for a kernel is made in the operation.
         running: "rm -f .local/state/banger/kernels/*/initramfs-*",
@@ -63,7 +58,6 @@ pub(crate) const SCENARIOS: [Scenario; 12] = [
         name: "run",
         stocked: true,
         is_made_of_others: true,
-        steps_max: usize::MAX,
         before: "",
         running: "",
         does: "banger vm run --rm --name one --image debian-bookworm-slim -- true",
@@ -73,7 +67,6 @@ pub(crate) const SCENARIOS: [Scenario; 12] = [
         name: "join",
         stocked: true,
         is_made_of_others: true,
-        steps_max: usize::MAX,
         before: "",
         running: "",
         does: "banger vm run -d --name one --network shop --image debian-bookworm-slim",
@@ -83,7 +76,6 @@ pub(crate) const SCENARIOS: [Scenario; 12] = [
         name: "stop",
         stocked: true,
         is_made_of_others: false,
-        steps_max: usize::MAX,
         before: CREATE,
         running: "banger vm start one",
         does: "banger vm stop one",
@@ -93,7 +85,6 @@ pub(crate) const SCENARIOS: [Scenario; 12] = [
         name: "restart",
         stocked: true,
         is_made_of_others: true,
-        steps_max: usize::MAX,
         before: CREATE,
         running: "banger vm start one",
         does: "banger vm restart one",
@@ -103,7 +94,6 @@ pub(crate) const SCENARIOS: [Scenario; 12] = [
         name: "delete",
         stocked: true,
         is_made_of_others: false,
-        steps_max: usize::MAX,
         before: "",
         running: RUN,
         does: "banger vm delete --force one",
@@ -113,7 +103,6 @@ pub(crate) const SCENARIOS: [Scenario; 12] = [
         name: "set",
         stocked: true,
         is_made_of_others: true,
-        steps_max: usize::MAX,
         before: CREATE,
         running: "",
         does: "banger vm set --memory 300M one",
@@ -123,7 +112,6 @@ pub(crate) const SCENARIOS: [Scenario; 12] = [
         name: "recover",
         stocked: true,
         is_made_of_others: true,
-        steps_max: usize::MAX,
         before: CREATE,
         // What an owner comes back to: a vm that runs, and one that was cut off.
         running:
@@ -137,7 +125,6 @@ pub(crate) const SCENARIOS: [Scenario; 12] = [
         name: "load",
         stocked: false,
         is_made_of_others: false,
-        steps_max: usize::MAX,
         // The kernel is there, and nothing else.
         before: PRUNED,
         running: "",
@@ -148,7 +135,6 @@ pub(crate) const SCENARIOS: [Scenario; 12] = [
         name: "image-delete",
         stocked: false,
         is_made_of_others: false,
-        steps_max: usize::MAX,
         before: LOAD,
         running: "",
         does: "banger image delete tiny",

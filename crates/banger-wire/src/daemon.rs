@@ -414,6 +414,9 @@ pub struct PlanSummary {
     pub vmm: String,
     /// Outbound network.
     pub net: NetMode,
+    /// The network of vms it joins.
+    #[serde(default)]
+    pub network: Option<NetworkName>,
     /// True when the processor is emulated in software.
     pub emulated: bool,
     /// Why that is, and what helps.

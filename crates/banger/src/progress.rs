@@ -88,18 +88,20 @@ impl<'a> Progress<'a> {
 /// Returns the line before the progress.
 pub(crate) fn plan_line(plan: &PlanSummary) -> String {
     let how = processor_word(plan.emulated);
-    let net = match plan.net {
-        NetMode::Internet => "",
-        NetMode::None => ", no network",
-        NetMode::Full => ", full network",
-        NetMode::Allow => ", network as allowed",
+    let net = match (plan.net, &plan.network) {
+        (NetMode::Internet, _) => "",
+        (NetMode::None, None) => ", no network",
+        (NetMode::None, Some(_)) => ", no network but the vms'",
+        (NetMode::Full, _) => ", full network",
+        (NetMode::Allow, _) => ", network as allowed",
     };
+    let network = plan.network.as_ref().map(|name| format!(", in `{name}`")).unwrap_or_default();
     let project = match plan.project.as_slice() {
         [] => String::new(),
         chosen => format!("; {} from {}", chosen.join(", "), ProjectFile::NAME),
     };
     format!(
-        "vm {}: {} vcpu, {}, {} disk, {}, {} ({how}){net}{project}",
+        "vm {}: {} vcpu, {}, {} disk, {}, {} ({how}){net}{network}{project}",
         plan.name, plan.vcpu, plan.memory, plan.disk_size, plan.image, plan.vmm
     )
 }
@@ -185,6 +187,7 @@ mod tests {
             kernel: "generic-6.12".parse().unwrap(),
             vmm: "qemu".to_owned(),
             net: NetMode::Internet,
+            network: None,
             emulated: true,
             note: None,
             pull_image: false,
@@ -198,6 +201,11 @@ mod tests {
         assert_eq!(plan_line(&plan), format!("{line} (KVM), no network"));
         plan.project = vec!["image".to_owned(), "net".to_owned()];
         assert_eq!(plan_line(&plan), format!("{line} (KVM), no network; image, net from .banger.toml"));
+        plan.project.clear();
+        plan.network = Some("lab".parse().unwrap());
+        assert_eq!(plan_line(&plan), format!("{line} (KVM), no network but the vms', in `lab`"));
+        plan.net = NetMode::Internet;
+        assert_eq!(plan_line(&plan), format!("{line} (KVM), in `lab`"));
     }
 
     #[test]

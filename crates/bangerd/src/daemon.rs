@@ -313,6 +313,7 @@ impl Daemon {
             kernel,
             vmm: choice.vmm.name().to_owned(),
             net: net_mode(&spec),
+            network: spec.network.clone(),
             emulated: !choice.kvm,
             note: choice.note.clone(),
             project,

@@ -57,11 +57,19 @@ impl Client {
     pub(crate) async fn call(&self, request: Request) -> Result<Operation, WireError> {
         let call = Call { build: BUILD.to_owned(), request };
         let mut operation = self.open(&call).await?;
-        if operation.is_other_build().await? {
+        if operation.other_build().await?.is_some() {
             let pid = operation.peer;
             drop(operation);
             self.replace(pid).await?;
             operation = self.open(&call).await?;
+            // Replaced by its like: the program that is started is not of this build.
+            if let Some(said) = operation.other_build().await? {
+                let text = format!("`bangerd` and `banger` are not of one build: this `banger` is {BUILD}");
+                let mut error = WireError::new(ErrorCode::BuildMismatch, text)
+                    .hinted("install both programs of one build, side by side");
+                error.causes.push(said.message);
+                return Err(error);
+            }
         }
         Ok(operation)
     }
@@ -268,10 +276,17 @@ impl Operation {
         Ok(operation)
     }
 
-    async fn is_other_build(&mut self) -> Result<bool, WireError> {
+    /// Returns what a daemon of another build says instead of an answer.
+    async fn other_build(&mut self) -> Result<Option<WireError>, WireError> {
         let frame = self.next_frame().await?;
-        let other = frame.kind == Kind::Message
-            && matches!(frame.parse(), Ok(Event::Failed(error)) if error.code == ErrorCode::BuildMismatch);
+        let other = match frame.parse() {
+            Ok(Event::Failed(error))
+                if frame.kind == Kind::Message && error.code == ErrorCode::BuildMismatch =>
+            {
+                Some(error)
+            }
+            _ => None,
+        };
         self.first = Some(frame);
         Ok(other)
     }

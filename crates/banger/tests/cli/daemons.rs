@@ -191,6 +191,22 @@ fn a_daemon_of_another_build_is_replaced() {
 }
 
 #[test]
+fn a_daemon_beside_another_builds_client_is_named() {
+    let bench = Bench::new();
+    let program = install(&bench);
+    install_daemon(&program, &script("0.0.1-old"));
+    let output = bench.command_of(&program, ["vm", "list", "-q"]).output().unwrap();
+    assert_snapshot!(bench.show(&output), @r"
+    status 1
+    --- stderr
+    error: `bangerd` and `banger` are not of one build: this `banger` is [BUILD]
+      caused by: the builds differ
+    hint: install both programs of one build, side by side
+    ");
+    assert!(bench.command_of(&program, ["daemon", "stop"]).output().unwrap().status.success());
+}
+
+#[test]
 fn a_daemon_that_can_not_start_says_why() {
     let bench = Bench::new();
     let program = install(&bench);

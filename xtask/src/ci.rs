@@ -132,7 +132,14 @@ fn failures(text: &str) -> Vec<String> {
         if failed.contains(name) {
             // The next heading of the runner ends the last block of a section.
             let output = output.split("\n\n\nfailures:").next().unwrap_or_default();
-            let output = output.split("\nstack backtrace:").next().unwrap_or_default().trim();
+            // A backtrace says little, and would push out what other threads said.
+            let pieces = output.split("\nstack backtrace:").enumerate();
+            let told = pieces.map(|(number, piece)| match number {
+                0 => piece,
+                _ => piece.split_once("\nnote: ").map_or("", |(_, rest)| rest),
+            });
+            let output = told.collect::<Vec<_>>().join("\n");
+            let output = output.trim();
             let long = output.char_indices().rev().nth(FAILURE_LEN_MAX).map_or(0, |(at, _)| at);
             found.push(format!("{name}\n{}", &output[long..]));
         }
@@ -166,8 +173,9 @@ mod tests {
     #[test]
     fn a_failed_tests_output_is_found() {
         let text = "test a ... ok\ntest b::c ... FAILED\n\nsuccesses:\n\n---- a stdout ----\nfine\n\n\nfailures:\n\n\
-            ---- b::c stdout ----\nthread panicked\nwhy\nstack backtrace:\n 0: x\n\n\nfailures:\n    b::c\n";
-        assert_eq!(super::failures(text), ["b::c\nthread panicked\nwhy"]);
+            ---- b::c stdout ----\nthread panicked\nwhy\nstack backtrace:\n 0: x\nnote: some\nthe test panicked\nstack backtrace:\n 0: y\n\n\n\
+            failures:\n    b::c\n";
+        assert_eq!(super::failures(text), ["b::c\nthread panicked\nwhy\nsome\nthe test panicked"]);
         assert_eq!(super::count("test result: FAILED. 3 passed; 1 failed; 0 ignored", "passed"), 3);
     }
 }

@@ -4,10 +4,12 @@
 //! What is opened is from a list, whole, so that nothing is made up that runs or writes.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, clippy::print_stdout, reason = "a test")]
 
+mod support;
+
 use banger_wire::bytes::ByteString;
 use banger_wire::exec::{ExecSpec, STDIN, STDOUT, SessionEvent, TerminalSize};
 use banger_wire::frame::{DATA_LEN_MAX, Decoder, Frame, GUEST_MESSAGE_LEN_MAX, Kind, SYNC};
-use banger_wire::guest::{GuestConfig, GuestDrives, GuestMessage, HostMessage, InitMode, SessionKind};
+use banger_wire::guest::{GuestMessage, HostMessage, SessionKind};
 use banger_wire::ssh::{KEY_LEN, SshSpec};
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -76,7 +78,9 @@ impl Agent {
         });
         let mut agent = Self { process, stream, said, _dir: dir };
         agent.write(&SYNC);
-        agent.send(&Frame::message(0, &HostMessage::Configure(Box::new(config()))).unwrap());
+        agent.send(
+            &Frame::message(0, &HostMessage::Configure(Box::new(support::config(Vec::new())))).unwrap(),
+        );
         agent.wait(|frame| matches!(frame.parse(), Ok(GuestMessage::Configured { .. })));
         agent
     }
@@ -132,29 +136,6 @@ impl Agent {
         let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"));
         let bytes = kib.unwrap().parse::<u64>().unwrap() << 10;
         assert!(bytes < MEMORY_MAX, "the agent has {bytes} bytes");
-    }
-}
-
-fn config() -> GuestConfig {
-    let drives = GuestDrives {
-        image: String::new(),
-        image_fs: String::new(),
-        disk: String::new(),
-        modules: None,
-        caches: Vec::new(),
-    };
-    GuestConfig {
-        hostname: "test".to_owned(),
-        machine_id: "0".repeat(32),
-        unix_ns: 0,
-        entropy: ByteString::default(),
-        network: None,
-        init: InitMode::Auto,
-        env: Vec::new(),
-        workdir: None,
-        user: None,
-        drives,
-        ca: None,
     }
 }
 

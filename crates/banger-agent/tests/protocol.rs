@@ -1,15 +1,15 @@
 //! The agent as the host sees it, over a Unix socket on an ordinary machine: no vm needed.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test")]
 
+mod support;
+
 use banger_wire::bytes::ByteString;
 use banger_wire::error::ErrorCode;
 use banger_wire::exec::{
     ExecSpec, ExitStatus, STDIN, STDOUT, SessionControl, SessionEvent, TerminalSize, WINDOW,
 };
 use banger_wire::frame::{DATA_LEN_MAX, Decoder, Frame, GUEST_MESSAGE_LEN_MAX, Kind, SYNC};
-use banger_wire::guest::{
-    GENERATION, GuestConfig, GuestDrives, GuestMessage, HostMessage, InitMode, SessionKind,
-};
+use banger_wire::guest::{GENERATION, GuestMessage, HostMessage, SessionKind};
 use banger_wire::ssh::{KEY_LEN, SshSpec};
 use banger_wire::stats::{GUEST_STATS_LEN_MAX, GuestStats};
 use sha2::{Digest as _, Sha256};
@@ -60,7 +60,13 @@ impl Agent {
         let hello = agent.next();
         assert!(matches!(hello.parse(), Ok(GuestMessage::Hello(hello)) if hello.generation == GENERATION));
         agent.stream.write_all(&SYNC).unwrap();
-        agent.send(&Frame::message(0, &HostMessage::Configure(Box::new(config()))).unwrap());
+        agent.send(
+            &Frame::message(
+                0,
+                &HostMessage::Configure(Box::new(support::config(vec![("FROM_IMAGE".into(), "1".into())]))),
+            )
+            .unwrap(),
+        );
         while !matches!(agent.next().parse(), Ok(GuestMessage::Configured { .. })) {}
         agent
     }
@@ -117,29 +123,6 @@ impl Agent {
 
 fn spec(argv: &[&[u8]]) -> ExecSpec {
     ExecSpec { argv: argv.iter().map(|arg| ByteString(arg.to_vec())).collect(), ..ExecSpec::default() }
-}
-
-fn config() -> GuestConfig {
-    let drives = GuestDrives {
-        image: String::new(),
-        image_fs: String::new(),
-        disk: String::new(),
-        modules: None,
-        caches: Vec::new(),
-    };
-    GuestConfig {
-        hostname: "test".to_owned(),
-        machine_id: "0".repeat(32),
-        unix_ns: 0,
-        entropy: ByteString::default(),
-        network: None,
-        init: InitMode::Auto,
-        env: vec![("FROM_IMAGE".into(), "1".into())],
-        workdir: None,
-        user: None,
-        drives,
-        ca: None,
-    }
 }
 
 fn exited(code: u8) -> Option<SessionEvent> {

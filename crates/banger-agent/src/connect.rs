@@ -3,6 +3,7 @@
 //! It does not go by the guest's network device or its routes: only the loopback has to work, or whatever address the
 //! listener has.
 
+use crate::session::read_piece;
 use banger_wire::error::{ErrorCode, WireError};
 use banger_wire::exec::{ExitStatus, STDIN, STDOUT, SessionEvent, WINDOW};
 use banger_wire::frame::{DATA_LEN_MAX, Frame, Kind};
@@ -10,7 +11,7 @@ use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::rc::Rc;
 use std::time::Duration;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{Semaphore, mpsc};
@@ -144,16 +145,15 @@ async fn pump_out(
     out: mpsc::Sender<Frame>,
 ) -> io::Result<()> {
     let gone = || io::Error::from(io::ErrorKind::BrokenPipe);
-    let mut chunk = vec![0; DATA_LEN_MAX];
     loop {
         drop(window.acquire().await);
         let room = window.available_permits().min(DATA_LEN_MAX);
-        let len = read.read(&mut chunk[..room]).await?;
-        if len == 0 {
+        let piece = read_piece(&mut read, room).await?;
+        if piece.is_empty() {
             return out.send(Frame::eof(session, STDOUT)).await.map_err(|_| gone());
         }
-        window.forget_permits(len);
-        out.send(Frame::data(session, STDOUT, chunk[..len].to_vec())).await.map_err(|_| gone())?;
+        window.forget_permits(piece.len());
+        out.send(Frame::data(session, STDOUT, piece)).await.map_err(|_| gone())?;
     }
 }
 

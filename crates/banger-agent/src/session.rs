@@ -30,8 +30,8 @@ use tokio::sync::{Semaphore, mpsc};
 
 use crate::port::Port;
 
-/// Bytes read from the program at once.
-const CHUNK_LEN: usize = 64 * 1024;
+/// Bytes that a terminal, whose buffer is no larger, has at once.
+const TERMINAL_LEN: usize = 4096;
 /// Room asked for a pipe, so that a program at full speed is switched to less often. Not granted is no harm.
 const PIPE_LEN: usize = 256 * 1024;
 /// After the program's end, output that a background process still holds open is waited for while it flows.
@@ -43,14 +43,16 @@ pub(crate) const TTY_EOF: &[u8] = &[4];
 #[derive(Debug)]
 struct Output {
     window: Semaphore,
+    piece_len_max: usize,
     sent: Cell<u64>,
     waiting: Cell<bool>,
 }
 
 impl Output {
-    fn new() -> Rc<Self> {
+    fn new(piece_len_max: usize) -> Rc<Self> {
         Rc::new(Self {
             window: Semaphore::new(WINDOW as usize),
+            piece_len_max,
             sent: Cell::new(0),
             waiting: Cell::new(false),
         })
@@ -167,7 +169,7 @@ where
     let _ = rustix::pipe::fcntl_setpipe_size(&reader, PIPE_LEN);
     let reader = tokio::net::unix::pipe::Receiver::from_owned_fd(reader)?;
     let walk = beside::start(move || walk(std::fs::File::from(writer)))?;
-    let output = Output::new();
+    let output = Output::new(DATA_LEN_MAX);
     let pump = pump_output(session, STDOUT, Box::new(reader), Rc::clone(&output), out.clone());
     tokio::pin!(pump);
     loop {
@@ -409,7 +411,8 @@ async fn follow(
     inbox: &mut mpsc::UnboundedReceiver<Frame>,
     out: &mpsc::Sender<Frame>,
 ) -> Option<SessionEvent> {
-    let outputs = [Output::new(), Output::new()];
+    let piece_len_max = if started.terminal.is_some() { TERMINAL_LEN } else { DATA_LEN_MAX };
+    let outputs = [Output::new(piece_len_max), Output::new(piece_len_max)];
     let mut pumps = tokio::task::JoinSet::new();
     for (channel, reader) in std::mem::take(&mut started.outputs) {
         let output = Rc::clone(&outputs[usize::from(channel - STDOUT)]);
@@ -429,7 +432,7 @@ async fn follow(
                     }
                 }
                 Some(frame) if frame.kind != Kind::Close => {
-                    receive(&frame, &mut input, &outputs, started.pid, started.terminal.as_ref());
+                    receive(frame, &mut input, &outputs, started.pid, started.terminal.as_ref());
                 }
                 _ => {
                     end_group(&mut started.child, started.pid).await;
@@ -459,7 +462,7 @@ pub(crate) fn exit_status(status: std::process::ExitStatus) -> ExitStatus {
 }
 
 fn receive(
-    frame: &Frame,
+    frame: Frame,
     input: &mut Option<mpsc::UnboundedSender<Vec<u8>>>,
     outputs: &[Rc<Output>; 2],
     pid: Pid,
@@ -468,7 +471,7 @@ fn receive(
     match (frame.kind, frame.channel) {
         (Kind::Data, STDIN) => {
             if let Some(input) = input {
-                let _ = input.send(frame.payload.clone());
+                let _ = input.send(frame.payload);
             }
         }
         (Kind::Eof, STDIN) => *input = None,
@@ -537,6 +540,20 @@ async fn drain(
     }
 }
 
+/// Reads at most `room` bytes into memory of their own, which then goes on as it is; empty at the end.
+pub(crate) async fn read_piece(
+    reader: &mut (impl AsyncRead + Unpin),
+    room: usize,
+) -> std::io::Result<Vec<u8>> {
+    let mut piece = Vec::with_capacity(room);
+    reader.take(room as u64).read_buf(&mut piece).await?;
+    // What waits to be sent holds no more memory than its window is for.
+    if piece.len() < room / 2 {
+        piece.shrink_to_fit();
+    }
+    Ok(piece)
+}
+
 async fn pump_output(
     session: u32,
     channel: u8,
@@ -544,19 +561,22 @@ async fn pump_output(
     output: Rc<Output>,
     out: mpsc::Sender<Frame>,
 ) {
-    let mut chunk = vec![0; CHUNK_LEN];
     loop {
         output.waiting.set(true);
         if let Ok(permit) = output.window.acquire().await {
             drop(permit);
         }
         output.waiting.set(false);
-        let room = output.window.available_permits().min(CHUNK_LEN);
+        let room = output.window.available_permits().min(output.piece_len_max);
         // A terminal whose last process has gone reads as EIO: its end of file.
-        let Ok(len @ 1..) = reader.read(&mut chunk[..room]).await else { break };
+        let Ok(piece) = read_piece(&mut reader, room).await else { break };
+        let len = piece.len();
+        if len == 0 {
+            break;
+        }
         output.window.forget_permits(len);
         output.waiting.set(true);
-        if out.send(Frame::data(session, channel, chunk[..len].to_vec())).await.is_err() {
+        if out.send(Frame::data(session, channel, piece)).await.is_err() {
             break;
         }
         output.waiting.set(false);

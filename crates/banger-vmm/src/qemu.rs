@@ -63,7 +63,8 @@ pub fn launch(plan: &MachinePlan) -> Launch {
     if plan.kvm {
         args.words("-accel kvm -cpu host");
     } else {
-        args.pair("-cpu", format!("max,{SLOW_IN_EMULATION}")).pair("-accel", format!("tcg,thread=multi,tb-size={TRANSLATION_CACHE_MIB}"));
+        args.pair("-cpu", format!("max,{SLOW_IN_EMULATION}"))
+            .pair("-accel", format!("tcg,thread=multi,tb-size={TRANSLATION_CACHE_MIB}"));
     }
     args.pair("-smp", plan.vcpu.to_string()).pair("-m", plan.memory.0.to_string());
     args.pair("-kernel", &plan.kernel).pair("-initrd", &plan.initrd).pair("-append", &cmdline);

@@ -9,12 +9,16 @@
 //! of old frames (a virtio-serial port after a reconnect) notices at once instead of trusting a random length.
 //! It then looks for [`SYNC`], which each side sends first on a new connection of such a transport.
 //!
-//! The decoder holds at most one frame and never allocates more than a length it has checked against its limit.
+//! The decoder holds at most one frame and what came behind it, and never allocates more than a length it has checked
+//! against its limit.
 
 /// Bytes of a header.
 pub const HEADER_LEN: usize = 12;
-/// Largest payload of a data frame. Small enough that a keystroke waits behind at most one of these.
-pub const DATA_LEN_MAX: usize = 64 * 1024;
+/// Largest payload of a data frame that is sent. Small enough that a keystroke waits behind at most one of these. With
+/// its header it is 64 KiB, which Linux takes in two writes to a virtio-serial port.
+pub const DATA_LEN_MAX: usize = 64 * 1024 - HEADER_LEN;
+/// Largest payload of a data frame that is accepted: agents in vms that an earlier banger started send as much.
+const DATA_LEN_ACCEPTED: usize = 64 * 1024;
 /// Largest message a host program accepts from another, or the agent from the host: a full argument list
 /// (2 MiB of `ARG_MAX`) in its worst encoding.
 pub const MESSAGE_LEN_MAX: usize = 4 * 1024 * 1024;
@@ -199,6 +203,8 @@ fn check(header: &[u8; HEADER_LEN]) -> u16 {
 pub struct Decoder {
     buffer: Vec<u8>,
     start: usize,
+    /// A frame whose header is here and whose payload is not yet, and the length that the payload will have.
+    partial: Option<(Frame, usize)>,
     message_len_max: usize,
     synced: bool,
 }
@@ -207,7 +213,7 @@ impl Decoder {
     /// Returns a decoder for a reliable connection that begins with a frame.
     #[must_use]
     pub fn new(message_len_max: usize) -> Self {
-        Self { buffer: Vec::new(), start: 0, message_len_max, synced: true }
+        Self { buffer: Vec::new(), start: 0, partial: None, message_len_max, synced: true }
     }
 
     /// Returns a decoder that ignores everything up to and including [`SYNC`], and does so again after damage.
@@ -217,7 +223,12 @@ impl Decoder {
     }
 
     /// Adds received bytes.
-    pub fn push(&mut self, bytes: &[u8]) {
+    pub fn push(&mut self, mut bytes: &[u8]) {
+        if let Some((frame, len)) = &mut self.partial {
+            let missing = bytes.len().min(*len - frame.payload.len());
+            frame.payload.extend_from_slice(&bytes[..missing]);
+            bytes = &bytes[missing..];
+        }
         if self.start > 0 {
             self.buffer.drain(..self.start);
             self.start = 0;
@@ -239,7 +250,7 @@ impl Decoder {
     /// Returns true when the beginning of a frame is buffered.
     #[must_use]
     pub fn has_partial(&self) -> bool {
-        self.synced && self.start < self.buffer.len()
+        self.synced && (self.partial.is_some() || self.start < self.buffer.len())
     }
 
     /// Returns the next whole frame, or none when more bytes are needed.
@@ -250,6 +261,13 @@ impl Decoder {
     /// When the peer broke the protocol; the connection is then of no more use, unless resynced.
     pub fn next_frame(&mut self) -> Result<Option<Frame>, FrameError> {
         loop {
+            if let Some((frame, len)) = self.partial.take() {
+                if frame.payload.len() == len {
+                    return Ok(Some(frame));
+                }
+                self.partial = Some((frame, len));
+                return Ok(None);
+            }
             if !self.synced && !self.find_sync() {
                 return Ok(None);
             }
@@ -264,17 +282,13 @@ impl Decoder {
                 return Ok(None);
             }
             let (len, kind) = self.check_header(header)?;
-            if bytes.len() < HEADER_LEN + len {
-                return Ok(None);
-            }
-            let frame = Frame {
-                session: u32::from_le_bytes([header[4], header[5], header[6], header[7]]),
-                kind,
-                channel: header[9],
-                payload: bytes[HEADER_LEN..HEADER_LEN + len].to_vec(),
-            };
-            self.start += HEADER_LEN + len;
-            return Ok(Some(frame));
+            let here = &bytes[HEADER_LEN..bytes.len().min(HEADER_LEN + len)];
+            let mut payload = Vec::with_capacity(len);
+            payload.extend_from_slice(here);
+            self.start += HEADER_LEN + here.len();
+            let session = u32::from_le_bytes([header[4], header[5], header[6], header[7]]);
+            let channel = header[9];
+            self.partial = Some((Frame { session, kind, channel, payload }, len));
         }
     }
 
@@ -286,7 +300,7 @@ impl Decoder {
         let len = u32::from_le_bytes([header[0], header[1], header[2], header[3]]) as usize;
         let limit = match kind {
             Kind::Message => self.message_len_max,
-            Kind::Data => DATA_LEN_MAX,
+            Kind::Data => DATA_LEN_ACCEPTED,
             Kind::Credit => 4,
             Kind::Eof | Kind::Close => 0,
         };
@@ -385,6 +399,26 @@ mod tests {
         let mut decoder = Decoder::new(100);
         decoder.push(&bytes[..HEADER_LEN]);
         assert!(matches!(decoder.next_frame(), Err(FrameError::TooLong { len: 101, limit: 100 })));
+    }
+
+    #[test]
+    fn a_frame_of_an_earlier_agent_is_taken_whole_and_no_longer_one() {
+        let frame = Frame { session: 1, kind: Kind::Data, channel: 1, payload: vec![7; 64 * 1024] };
+        let mut bytes = Vec::new();
+        frame.encode(&mut bytes);
+        Frame::close(1).encode(&mut bytes);
+        let mut decoder = Decoder::new(100);
+        for part in bytes.chunks(4096) {
+            assert_eq!(decoder.next_frame().unwrap(), None);
+            decoder.push(part);
+        }
+        assert_eq!(decoder.next_frame().unwrap(), Some(frame.clone()));
+        assert_eq!(decoder.next_frame().unwrap(), Some(Frame::close(1)));
+        assert!(!decoder.has_partial());
+        let mut bytes = Vec::new();
+        Frame { payload: vec![7; 64 * 1024 + 1], ..frame }.encode(&mut bytes);
+        decoder.push(&bytes);
+        assert!(matches!(decoder.next_frame(), Err(FrameError::TooLong { .. })));
     }
 
     #[test]

@@ -56,12 +56,14 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
 #[derive(Debug)]
 pub struct FrameWriter<W> {
     inner: W,
+    /// The last frame's bytes, for its room.
+    bytes: Vec<u8>,
 }
 
 impl<W: AsyncWrite + Unpin> FrameWriter<W> {
     /// Returns a writer.
     pub fn new(inner: W) -> Self {
-        Self { inner }
+        Self { inner, bytes: Vec::new() }
     }
 
     /// Writes the marker that begins a conversation on a resyncing transport.
@@ -78,9 +80,11 @@ impl<W: AsyncWrite + Unpin> FrameWriter<W> {
     /// # Errors
     /// When the connection fails.
     pub async fn write(&mut self, frame: &Frame) -> Result<(), StreamError> {
-        let mut bytes = Vec::with_capacity(HEADER_LEN + frame.payload.len());
-        frame.encode(&mut bytes);
-        self.inner.write_all(&bytes).await?;
+        self.bytes.clear();
+        // A message may have been far longer than what there is room for between frames.
+        self.bytes.shrink_to(READ_LEN);
+        frame.encode(&mut self.bytes);
+        self.inner.write_all(&self.bytes).await?;
         Ok(self.inner.flush().await?)
     }
 

@@ -593,6 +593,9 @@ pub struct Workspace {
     pub source: ByteString,
     /// The directory in the guest.
     pub path: ByteString,
+    /// Where below both the directory is that was named, and commands begin; empty for the directories themselves.
+    #[serde(default)]
+    pub below: ByteString,
     /// How it was placed.
     pub mode: WorkspaceMode,
     /// The commit that was checked out on the host.
@@ -619,6 +622,18 @@ pub struct WorkspaceAsked {
 }
 
 impl Workspace {
+    /// The directory on the host that was named.
+    #[must_use]
+    pub fn named(&self) -> std::path::PathBuf {
+        joined(&self.source, &self.below)
+    }
+
+    /// The directory in the guest that commands begin in.
+    #[must_use]
+    pub fn begin(&self) -> std::path::PathBuf {
+        joined(&self.path, &self.below)
+    }
+
     /// Its name in the directory that the state directory has for each vm with a workspace.
     pub const FILE: &'static str = "workspace.json";
 
@@ -627,6 +642,12 @@ impl Workspace {
     pub fn load(dir: &std::path::Path) -> Option<Self> {
         serde_json::from_slice(&std::fs::read(dir.join(Self::FILE)).ok()?).ok()
     }
+}
+
+/// A plain join: with nothing below, `Path::join` would add a slash.
+fn joined(top: &ByteString, below: &ByteString) -> std::path::PathBuf {
+    let top = std::path::PathBuf::from(top.as_os_str());
+    if below.0.is_empty() { top } else { top.join(below.as_os_str()) }
 }
 
 /// How a workspace is placed.

@@ -222,7 +222,7 @@ pub(crate) async fn exec(context: &mut Context, args: ExecArgs) -> Ended {
         warn_stale(context, &vm);
     }
     let (mut exec, timeout) = exec_spec(args.session, args.command, env);
-    exec.workspace = vm.workspace.map(|workspace| workspace.path);
+    exec.workspace = vm.workspace.map(|workspace| workspace.begin().into_os_string().into());
     let socket = PathBuf::from(vm.socket);
     let plan = SessionPlan { vm: vm.name.to_string(), socket, timeout, exec, lease: false };
     session::run(plan, &mut context.signals).await

@@ -208,8 +208,10 @@ fn look_alike(name: &str, mode: &str) {
         let placed = command.args(["--mode", mode]).arg(name).arg(&path).output().unwrap();
         assert!(placed.status.success(), "{}: {}{}", kind.name, show(&placed), owner.logs());
         let below = if kind.path.contains('/') { "/a/b" } else { "" };
-        let workdir = format!("/root/repo{below}");
-        let mut command = owner.banger(["vm", "exec", "--workdir", &workdir, name, "--", "sh", "-c"]);
+        // A command begins in the directory that was named, without being told to.
+        let begins = owner.ok(["vm", "exec", name, "--", "pwd"]);
+        assert_eq!(begins, format!("/root/repo{below}\n"), "{}", kind.name);
+        let mut command = owner.banger(["vm", "exec", name, "--", "sh", "-c"]);
         let guest = command.arg(LOOK).output().unwrap();
         assert_eq!(text(&guest.stdout), text(&host.stdout), "{}: {}", kind.name, text(&guest.stderr));
         let fsck = owner

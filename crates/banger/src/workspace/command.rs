@@ -55,7 +55,7 @@ impl Asked {
     fn again(before: &Workspace, tools: Option<Tools>) -> Self {
         let WorkspaceAsked { tracked_only, include_secrets, readonly, branch, from } = before.asked.clone();
         Self {
-            path: path_of(&before.source),
+            path: named(before),
             wanted: Wanted { mode: before.mode, tracked_only, include_secrets, from },
             branching: Branching { branch, from: None },
             guest_path: path_of(&before.path),
@@ -74,6 +74,12 @@ impl Asked {
             from: from.clone(),
         }
     }
+}
+
+/// The directory that was named when it was placed, or its checkout when that directory is gone.
+fn named(before: &Workspace) -> PathBuf {
+    let named = before.named();
+    if named.is_dir() { named } else { path_of(&before.source) }
 }
 
 /// What is placed once the vm is up.
@@ -131,8 +137,7 @@ async fn prepare(context: &mut Context, args: PrepareArgs) -> Ended {
         // What was said then counts until something else is said.
         Some(before) if args.path.is_none() && flags.are_absent() => Some(Asked::again(before, tools)),
         before => {
-            let source = before.as_ref().map(|before| path_of(&before.source));
-            let path = args.path.or(source).unwrap_or_else(|| PathBuf::from("."));
+            let path = args.path.or_else(|| before.as_ref().map(named)).unwrap_or_else(|| PathBuf::from("."));
             wanted(Some(path), flags, tools)?
         }
     };

@@ -111,6 +111,7 @@ impl Owner {
         let workspace = Workspace {
             source: ByteString::from(self.top().into_os_string()),
             path: "/root/repo".into(),
+            below: "".into(),
             mode: WorkspaceMode::default(),
             head: None,
             placed: 0,

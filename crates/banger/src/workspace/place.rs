@@ -165,6 +165,7 @@ pub(crate) async fn place(
     let record = Workspace {
         source: ByteString::from(placement.survey.root.clone().into_os_string()),
         path: target.path.clone(),
+        below: ByteString::from(placement.survey.below.clone().into_os_string()),
         mode: placement.survey.mode,
         head: placement.head.clone(),
         placed: now(),

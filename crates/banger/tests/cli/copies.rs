@@ -3,7 +3,7 @@
 use crate::support::{Bench, Peer, view};
 use banger_wire::daemon::{Outcome, Request};
 use banger_wire::exec::STDOUT;
-use banger_wire::frame::Frame;
+use banger_wire::frame::{DATA_LEN_MAX, Frame};
 use banger_wire::guest::SessionKind;
 use banger_wire::item::{Item, ItemWriter};
 use banger_wire::vm::{VmEvent, VmRequest};
@@ -95,7 +95,7 @@ fn more_than_was_granted_ends_a_copy() {
     let bench = Bench::new();
     agent(&bench, |peer| {
         // The beginning of a header that never ends, and more and more after it.
-        let chunk = Frame::data(0, STDOUT, vec![0; 65536]);
+        let chunk = Frame::data(0, STDOUT, vec![0; DATA_LEN_MAX]);
         (0..64).for_each(|_| peer.send(&chunk));
         while peer.next().is_some() {}
     });

@@ -8,7 +8,7 @@ use banger_wire::daemon::{
 use banger_wire::doctor::{Check, SetupItem, SetupState, Verdict};
 use banger_wire::error::{ErrorCode, WireError};
 use banger_wire::exec::TerminalSize;
-use banger_wire::frame::Frame;
+use banger_wire::frame::{DATA_LEN_MAX, Frame};
 use insta::assert_snapshot;
 use std::io::{BufRead as _, BufReader, Write as _};
 
@@ -176,6 +176,7 @@ fn vms_are_listed() {
         hostile.workspace = Some(Workspace {
             source: "/src/\u{1b}[1m".into(),
             path: "/root/repo".into(),
+            below: "".into(),
             mode: WorkspaceMode::default(),
             head: None,
             placed: 0,
@@ -308,7 +309,7 @@ fn a_reader_that_has_seen_enough_is_no_error() {
     let bench = Bench::new();
     bench.daemon(|_, peer| {
         loop {
-            peer.send(&Frame::data(0, 1, vec![b'\n'; 65536]));
+            peer.send(&Frame::data(0, 1, vec![b'\n'; DATA_LEN_MAX]));
             if peer.next().is_none() {
                 break;
             }

@@ -355,7 +355,7 @@ impl Network {
         }
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let peer = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
-        bind(&peer, &SocketAddrUnix::new(&dir.join("2/s")).unwrap()).unwrap();
+        bind(&peer, &SocketAddrUnix::new(dir.join("2/s")).unwrap()).unwrap();
         listen(&peer, 4096).unwrap();
         host.own("networks/x/2/s", false);
         for dir in ["networks", "networks/x", "networks/x/1", "networks/x/2"] {

@@ -16,6 +16,7 @@ need nft nftables
 if [ "$what" = test ]; then
     need e2fsck e2fsprogs
     need ip iproute2
+    need tcpdump tcpdump
     need ssh openssh-client
     need rsync rsync
     need openssl openssl

@@ -8,7 +8,7 @@ use crate::doctor::{Check, SetupItem};
 use crate::error::WireError;
 use crate::guest::Timing;
 use crate::names::{CacheName, ImageName, KernelName, NetworkName, VmId, VmName};
-use crate::net::{Denial, MemberView, NetRules, NetTarget, NetView};
+use crate::net::{Denial, MemberView, NetRules, NetTarget, NetView, NetworkChoice};
 use crate::ports::Publish;
 use crate::size::Mebibytes;
 use crate::stats::VmStats;
@@ -75,8 +75,8 @@ pub enum Request {
         /// Delete a running one too.
         force: bool,
     },
-    /// Changes what a vm has from its next start on. Refused while it runs, but for the network: rules count at once, and
-    /// another mode from the next start on. Ends with `Outcome::Vm`.
+    /// Changes what a vm has from its next start on. Refused while it runs, but for the networks: rules count at once, and
+    /// another mode or network of vms from the next start on. Ends with `Outcome::Vm`.
     VmSet {
         /// Name, id or unique id prefix.
         vm: String,
@@ -90,6 +90,9 @@ pub enum Request {
         net: Option<NetMode>,
         /// All that its rules allow; what they allow already when absent.
         net_allow: Option<Vec<NetTarget>>,
+        /// The network of vms that it is in, from its next start on.
+        #[serde(default)]
+        network: Option<NetworkChoice>,
     },
     /// Shows what a vm reaches; ends with `Outcome::Net`.
     VmNetShow {
@@ -584,6 +587,9 @@ pub struct VmView {
     /// The network of vms that it joins.
     #[serde(default)]
     pub network: Option<MemberView>,
+    /// The network of vms that it is in from its next start on, where that is another.
+    #[serde(default)]
+    pub next_network: Option<NetworkChoice>,
 }
 
 /// What was placed in a vm, and where it came from. The client that places it writes this down; see [`Workspace::FILE`].

@@ -1,6 +1,6 @@
 //! What a vm reaches, in the words of its owner: targets that are allowed and denied, and what was refused.
 
-use crate::names::NetworkName;
+use crate::names::{NameError, NetworkName};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -342,6 +342,63 @@ pub struct MemberView {
     pub address: Option<Ipv4Addr>,
     /// Why it reaches no other vm of the network, while it runs.
     pub warning: Option<String>,
+}
+
+/// Which network of vms one is to be in. As text a name, or `none`, which therefore names no network here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum NetworkChoice {
+    /// In no network.
+    None,
+    /// In the network of this name.
+    Named(NetworkName),
+}
+
+impl NetworkChoice {
+    /// The network, if it is one.
+    pub fn name(self) -> Option<NetworkName> {
+        match self {
+            Self::None => None,
+            Self::Named(name) => Some(name),
+        }
+    }
+}
+
+impl From<Option<NetworkName>> for NetworkChoice {
+    fn from(name: Option<NetworkName>) -> Self {
+        name.map_or(Self::None, Self::Named)
+    }
+}
+
+impl FromStr for NetworkChoice {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        if text == "none" { Ok(Self::None) } else { text.parse().map(Self::Named) }
+    }
+}
+
+impl TryFrom<String> for NetworkChoice {
+    type Error = NameError;
+
+    fn try_from(text: String) -> Result<Self, NameError> {
+        text.parse()
+    }
+}
+
+impl From<NetworkChoice> for String {
+    fn from(choice: NetworkChoice) -> Self {
+        choice.to_string()
+    }
+}
+
+impl fmt::Display for NetworkChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::None => f.write_str("none"),
+            Self::Named(name) => name.fmt(f),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -11,7 +11,8 @@ mod vm;
 
 use crate::text::parse_duration;
 use banger_wire::daemon::{CacheMount, VmmChoice, Wait, WorkspaceMode};
-use banger_wire::names::{KernelName, NetworkName, VmName};
+use banger_wire::names::{KernelName, VmName};
+use banger_wire::net::NetworkChoice;
 use banger_wire::ports::Publish;
 use banger_wire::size::Mebibytes;
 use banger_wire::time::AutoStop;
@@ -154,7 +155,7 @@ pub(crate) enum VmCommand {
     Restart(RestartArgs),
     /// End vms at once, or send them a signal.
     Kill(KillArgs),
-    /// Give a vm other processors, memory or network or a larger disk, from its next start on.
+    /// Give a vm other processors, memory or networks or a larger disk, from its next start on.
     Set(SetArgs),
     /// Delete vms and their disks.
     #[command(alias = "rm")]
@@ -282,9 +283,9 @@ pub(crate) struct SpecArgs {
     /// `allow=HOST[:PORT],…` (names, addresses, networks, and nothing else).
     #[arg(long, value_name = "MODE")]
     pub(crate) net: Option<NetArg>,
-    /// Join the vms of this network: they reach each other under their names, whatever `--net` says.
+    /// Join the vms of this network: they reach each other under their names, whatever `--net` says; `none` joins none.
     #[arg(long, value_name = "NAME")]
-    pub(crate) network: Option<NetworkName>,
+    pub(crate) network: Option<NetworkChoice>,
     /// What runs it [default: the config's `vmm`, else auto].
     #[arg(long, value_name = "VMM")]
     pub(crate) vmm: Option<VmmArg>,

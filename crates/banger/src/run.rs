@@ -22,7 +22,7 @@ use banger_wire::bytes::ByteString;
 use banger_wire::daemon::{Event, Outcome, Request, StartedVm, VmSpec, VmState, VmView, Wait};
 use banger_wire::error::{ErrorCode, WireError};
 use banger_wire::exec::ExecSpec;
-use banger_wire::net::NetRules;
+use banger_wire::net::{NetRules, NetworkChoice};
 use banger_wire::vm::VmRequest;
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -311,7 +311,7 @@ fn vm_spec(
             allow: args.net.and_then(|net| net.allow).unwrap_or_default(),
             deny: Vec::new(),
         },
-        network: args.network,
+        network: args.network.and_then(NetworkChoice::name),
         vmm: args.vmm.map(Into::into),
         rm,
         wait: args.wait.map_or(default_wait, Into::into),

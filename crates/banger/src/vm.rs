@@ -98,33 +98,57 @@ async fn kill(context: &mut Context, args: KillArgs) -> Ended {
 
 async fn set(context: &mut Context, args: SetArgs) -> Ended {
     let (vcpu, memory, disk_size) = (args.vcpu, args.memory, args.disk_size);
-    if vcpu.is_none() && memory.is_none() && disk_size.is_none() && args.net.is_none() {
+    let is_of_networks = vcpu.is_none() && memory.is_none() && disk_size.is_none();
+    if is_of_networks && args.net.is_none() && args.network.is_none() {
         return Err(invalid("there is nothing to change")
-            .hinted("use `--vcpu`, `--memory`, `--disk-size` or `--net`")
+            .hinted("use `--vcpu`, `--memory`, `--disk-size`, `--net` or `--network`")
             .into());
     }
-    let is_net_only = vcpu.is_none() && memory.is_none() && disk_size.is_none();
     let (net, net_allow) = args.net.map_or((None, None), |net| (Some(net.mode), net.allow));
-    let request = Request::VmSet { vm: args.vm, vcpu, memory, disk_size, net, net_allow };
+    let (has_net, network) = (net.is_some(), args.network);
+    let has_network = network.is_some();
+    let request = Request::VmSet { vm: args.vm, vcpu, memory, disk_size, net, net_allow, network };
     let outcome = context.ask(request).await?;
     let vm = expect_outcome!(outcome, Vm)?;
     if args.json {
         context.ui.json(&vm)?;
         return Ok(0);
     }
-    // The network of a running vm is what may count at once.
-    let text = if is_net_only && matches!(vm.state, VmState::Running | VmState::Starting) {
+    let runs = matches!(vm.state, VmState::Running | VmState::Starting);
+    let mut text = String::new();
+    if is_of_networks && runs && has_net {
+        // What it reaches outside is what may count at once.
         let outcome = context.ask(Request::VmNetShow { vm: vm.id.to_string() }).await?;
-        net_sentence(vm.name.as_str(), &expect_outcome!(outcome, Net)?)
-    } else {
+        text += &net_sentence(vm.name.as_str(), &expect_outcome!(outcome, Net)?);
+    } else if !is_of_networks || has_net {
         let net = net_word(vm.net);
-        format!(
+        text += &format!(
             "{} has {} vcpu, {} memory, {} disk and network {net} from its next start\n",
             vm.name, vm.vcpu, vm.memory, vm.disk_size
-        )
-    };
+        );
+    }
+    if has_network {
+        text += &network_sentence(&vm, runs);
+    }
     context.ui.data(&text)?;
     Ok(0)
+}
+
+/// What became of a vm's place in a network of vms.
+fn network_sentence(vm: &VmView, runs: bool) -> String {
+    let network = |name: Option<String>| match name {
+        Some(name) => format!("network {name}"),
+        None => "no network of vms".to_owned(),
+    };
+    let now = vm.network.as_ref().map(|member| member.name.to_string());
+    match &vm.next_network {
+        Some(next) => {
+            let next = network(next.clone().name().map(|name| name.to_string()));
+            format!("{} is in {next} from its next start, and in {} until then\n", vm.name, network(now))
+        }
+        None if runs => format!("{} is in {}\n", vm.name, network(now)),
+        None => format!("{} is in {} from its next start\n", vm.name, network(now)),
+    }
 }
 
 /// What became of the network of a vm that runs.
@@ -206,7 +230,7 @@ fn vm_pairs(vm: &VmView, now: i64) -> String {
         ("memory", Some(vm.memory.to_string())),
         ("disk", Some(format!("{} of {}", bytes(vm.disk_used_bytes), vm.disk_size))),
         ("network", Some(network)),
-        ("vms' network", vm.network.as_ref().map(member_text)),
+        ("vms' network", networks_text(vm)),
         ("address here", vm.address.map(|address| address.to_string())),
         ("vmm", Some(format!("{}, {}{pid}", vm.vmm, processor_word(vm.emulated)))),
         ("boot id", vm.boot_id.clone()),
@@ -222,6 +246,17 @@ fn vm_pairs(vm: &VmView, now: i64) -> String {
         ("console log", vm.console.clone()),
         ("command line", vm.cmdline.clone()),
     ])
+}
+
+/// A vm's place in a network of vms, and the one that it is in from its next start on.
+fn networks_text(vm: &VmView) -> Option<String> {
+    let now = vm.network.as_ref().map(member_text);
+    match &vm.next_network {
+        None => now,
+        Some(next) => {
+            Some(format!("{}; {next} from its next start", now.unwrap_or_else(|| "none".to_owned())))
+        }
+    }
 }
 
 /// A vm's place among those of its network.

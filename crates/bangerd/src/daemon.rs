@@ -453,6 +453,8 @@ impl Daemon {
         let asked = spec.as_ref().map_or(NetMode::None, net_mode);
         let net = if cut_off { NetMode::None } else { asked };
         let disk = std::fs::metadata(dir.join(DISK_FILE)).map_or(0, |metadata| metadata.blocks() * 512);
+        let (network, next_network) =
+            self.member_view(row, spec.and_then(|spec| spec.network), status.as_ref());
         VmView {
             id: row.id.clone(),
             name: row.name.clone(),
@@ -480,7 +482,8 @@ impl Daemon {
             disk: Some(dir.join(DISK_FILE).display().to_string()),
             console: Some(dir.join(CONSOLE_FILE).display().to_string()),
             address: status.as_ref().and_then(|status| status.address),
-            network: self.member_view(row, spec.and_then(|spec| spec.network), status.as_ref()),
+            network,
+            next_network,
             watchdog_restarts: status.map_or(0, |status| status.watchdog_restarts),
             workspace: Workspace::load(&self.paths.workspace(row.id.as_str())),
         }

@@ -2,7 +2,8 @@
 //!
 //! A vm has its place in a network from its creation to its removal, in the store, and as long a directory of its number
 //! and a link of its name, which its peers' supervisors read (`supervise/net/member.rs`). The daemon is not needed in
-//! between.
+//! between. One that is to be in another network (`set.rs`) has its place there at once, or at its next start where it runs:
+//! what the store has is what it was started with.
 
 use crate::daemon::Daemon;
 use crate::net::member::{MEMBERS_MAX, MemberPlan, NAME_END, address};
@@ -11,7 +12,7 @@ use anyhow::Context as _;
 use banger_wire::daemon::VmSpec;
 use banger_wire::error::{ErrorCode, WireError};
 use banger_wire::names::NetworkName;
-use banger_wire::net::MemberView;
+use banger_wire::net::{MemberView, NetworkChoice};
 use banger_wire::vm::VmStatus;
 use std::collections::HashSet;
 use std::io;
@@ -22,14 +23,25 @@ use std::path::{Path, PathBuf};
 const TRIES_MAX: u32 = 3;
 
 impl Daemon {
-    /// Gives a vm its place in the network it is to be in, where it has none. None is in no network.
+    /// Gives a vm its place in the network it is to be in, where it has none, and takes it out of any other. None is in no
+    /// network. The vm must not run, unless it is in that network.
     pub(crate) fn join(&self, row: &VmRow) -> anyhow::Result<Option<MemberPlan>> {
-        let Some(network) = network(row) else { return Ok(None) };
+        let next = network(row);
+        if let Some((former, _)) = self.store.member(&row.id)?
+            && Some(&former) != next.as_ref()
+        {
+            if let Some(network) = &next {
+                self.check_room(row, network)?;
+            }
+            // CRASH: a number without a place. Nobody else gets it, and the vm's next start comes by here again.
+            self.leave(row)?;
+        }
+        let Some(network) = next else {
+            self.store.part(&row.id)?;
+            return Ok(None);
+        };
         let Some(number) = self.store.join(&row.id, &network)? else {
-            let text = format!("network `{network}` is full: it has {MEMBERS_MAX} vms");
-            return Err(WireError::new(ErrorCode::Invalid, text)
-                .hinted("delete vms that are not needed with `banger vm prune`")
-                .into());
+            return Err(full(&network).into());
         };
         let dir = self.paths.networks().join(network.as_str());
         // CRASH: a vm has a place that it does not use yet. It goes with the vm; without one, at the next start.
@@ -43,9 +55,18 @@ impl Daemon {
         Ok(Some(MemberPlan { network, number, dir }))
     }
 
-    /// Takes a vm that is about to go out of its network. Its number is free when its row has gone.
+    /// Whether a network has a place for a vm, or has given it one.
+    pub(crate) fn check_room(&self, row: &VmRow, network: &NetworkName) -> anyhow::Result<()> {
+        let is_in = self.store.member(&row.id)?.is_some_and(|(of, _)| of == *network);
+        if !is_in && self.store.members_of(network)? >= MEMBERS_MAX {
+            return Err(full(network).into());
+        }
+        Ok(())
+    }
+
+    /// Takes a vm that is about to go, or to be elsewhere, out of its network. Its number is not free yet.
     pub(crate) fn leave(&self, row: &VmRow) -> anyhow::Result<()> {
-        let (Some(network), Some(number)) = (network(row), self.store.member(&row.id)?) else {
+        let Some((network, number)) = self.store.member(&row.id)? else {
             return Ok(());
         };
         let dir = self.paths.networks().join(network.as_str());
@@ -53,18 +74,27 @@ impl Daemon {
             .with_context(|| format!("take vm `{}` out of network `{network}`", row.name))
     }
 
-    /// What is said of a vm's place in its network, if it has one.
+    /// What is said of a vm's place in its network, if it has one, and of the one that it is in from its next start on, if
+    /// that is another. `next` is what it is to be in.
     pub(crate) fn member_view(
         &self,
         row: &VmRow,
-        network: Option<NetworkName>,
+        next: Option<NetworkName>,
         status: Option<&VmStatus>,
-    ) -> Option<MemberView> {
-        let name = network?;
-        let number = self.store.member(&row.id).ok().flatten();
-        let warning = status.and_then(|status| status.member_warning.clone());
-        Some(MemberView { name, address: number.map(address), warning })
+    ) -> (Option<MemberView>, Option<NetworkChoice>) {
+        let member = self.store.member(&row.id).ok().flatten();
+        let now = member.as_ref().map(|(name, _)| name.clone());
+        let view = member.map(|(name, number)| {
+            let warning = status.and_then(|status| status.member_warning.clone());
+            MemberView { name, address: Some(address(number)), warning }
+        });
+        (view, (next != now).then(|| next.into()))
     }
+}
+
+fn full(network: &NetworkName) -> WireError {
+    let text = format!("network `{network}` is full: it has {MEMBERS_MAX} vms");
+    WireError::new(ErrorCode::Invalid, text).hinted("delete vms that are not needed with `banger vm prune`")
 }
 
 /// What is in the networks' directories of vms that are not in them.
@@ -224,10 +254,10 @@ mod tests {
         assert_eq!(number(&vms[1]), Some(2), "again");
         assert_eq!(there(&daemon), ["x/1", "x/2", "x/3", "x/a.vm", "x/b.vm", "x/c.vm", "y/1", "y/d.vm"]);
         assert_eq!(
-            daemon.member_view(&vms[1], network(&vms[1]), None).unwrap().address,
+            daemon.member_view(&vms[1], network(&vms[1]), None).0.unwrap().address,
             Some([10, 231, 128, 2].into())
         );
-        assert_eq!(daemon.member_view(&none, network(&none), None), None);
+        assert_eq!(daemon.member_view(&none, network(&none), None), (None, None));
         for gone in [&vms[1], &other, &none] {
             daemon.leave(gone).unwrap();
             daemon.leave(gone).unwrap();
@@ -238,6 +268,45 @@ mod tests {
         // What is free is given to the next.
         assert_eq!(number(&vm(&daemon, 6, "f", Some("x"))), Some(2));
         assert_eq!(number(&vm(&daemon, 7, "g", Some("x"))), Some(4));
+    }
+
+    /// The same vm, which is to be in another network, or none.
+    fn moved(row: &VmRow, network: Option<&str>) -> VmRow {
+        let spec = VmSpec { network: network.map(|name| name.parse().unwrap()), ..VmSpec::default() };
+        VmRow { spec: serde_json::to_string(&spec).unwrap(), ..row.clone() }
+    }
+
+    #[test]
+    fn who_goes_elsewhere_leaves_its_number_and_is_in_one_network_at_a_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let daemon = daemon(dir.path());
+        let number = |row: &VmRow| daemon.join(row).unwrap().map(|plan: MemberPlan| plan.number);
+        let (a, b) = (vm(&daemon, 1, "a", Some("x")), vm(&daemon, 2, "b", Some("x")));
+        let c = vm(&daemon, 3, "c", Some("y"));
+        assert_eq!([&a, &b, &c].map(number), [Some(1), Some(2), Some(1)]);
+        // Nothing has happened yet, and so much is said.
+        let elsewhere = moved(&a, Some("y"));
+        let (now, next) = daemon.member_view(&elsewhere, network(&elsewhere), None);
+        let (now, next) = (now.unwrap(), next.map(|next| next.to_string()));
+        assert_eq!((now.name.as_str(), next.as_deref()), ("x", Some("y")));
+        assert_eq!(number(&elsewhere), Some(2));
+        assert_eq!(daemon.member_view(&elsewhere, network(&elsewhere), None).1, None);
+        assert_eq!(there(&daemon), ["x/2", "x/b.vm", "y/1", "y/2", "y/a.vm", "y/c.vm"]);
+        // What it left is given to the next, and it has not gone along with it.
+        assert_eq!(number(&vm(&daemon, 4, "d", Some("x"))), Some(1));
+        let nowhere = moved(&a, None);
+        let next = daemon.member_view(&nowhere, network(&nowhere), None).1;
+        assert_eq!(next.map(|next| next.to_string()).as_deref(), Some("none"));
+        assert_eq!((number(&nowhere), number(&nowhere)), (None, None));
+        assert_eq!(there(&daemon), ["x/1", "x/2", "x/b.vm", "x/d.vm", "y/1", "y/c.vm"]);
+        assert_eq!(number(&vm(&daemon, 5, "e", Some("y"))), Some(2));
+        // Killed between its place and its number: the next try goes on, and nothing is unknown in between.
+        daemon.leave(&b).unwrap();
+        assert!(unknown(&daemon).unwrap().is_empty());
+        assert_eq!(number(&moved(&b, Some("y"))), Some(3));
+        // The last one takes its network along.
+        daemon.leave(&vm(&daemon, 6, "none", None)).unwrap();
+        assert!(unknown(&daemon).unwrap().is_empty());
     }
 
     #[test]
@@ -257,6 +326,12 @@ mod tests {
         connection.execute_batch(&fill).unwrap();
         assert_eq!(daemon.join(&last).unwrap().unwrap().number, MEMBERS_MAX);
         let error = daemon.join(&late).unwrap_err();
+        // Neither does one that comes from elsewhere, which stays where it was.
+        let other = vm(&daemon, 3, "other", Some("y"));
+        assert_eq!(daemon.join(&other).unwrap().unwrap().number, 1);
+        assert!(daemon.join(&moved(&other, Some("x"))).is_err());
+        assert_eq!(daemon.join(&other).unwrap().unwrap().number, 1);
+        assert!(there(&daemon).contains(&"y/other.vm".to_owned()));
         let error = error.downcast_ref::<banger_wire::error::WireError>().unwrap();
         insta::assert_snapshot!(
             format!("{error}\n{}", error.hint.clone().unwrap_or_default()),

@@ -390,8 +390,8 @@ async fn perform(
         Request::VmDelete { vm, force } => daemon.delete(&vm, force).await,
         Request::VmSignal { vm, signal } => daemon.signal(&vm, signal).await,
         Request::VmStats { vm } => daemon.stats(&vm).await,
-        Request::VmSet { vm, vcpu, memory, disk_size, net, net_allow } => {
-            daemon.set(&vm, Change { vcpu, memory, disk_size, net, net_allow }).await
+        Request::VmSet { vm, vcpu, memory, disk_size, net, net_allow, network } => {
+            daemon.set(&vm, Change { vcpu, memory, disk_size, net, net_allow, network }).await
         }
         Request::VmNetShow { vm } => daemon.net_show(&vm).await,
         Request::VmNetChange { vm, allow, deny } => daemon.net_change(&vm, &allow, &deny).await,

@@ -9,7 +9,7 @@ use crate::vmsock;
 use anyhow::Context as _;
 use banger_wire::daemon::{NetMode, Outcome, VmSpec};
 use banger_wire::error::{ErrorCode, WireError};
-use banger_wire::net::NetTarget;
+use banger_wire::net::{NetTarget, NetworkChoice};
 use banger_wire::size::Mebibytes;
 use rustix::fs::OFlags;
 use std::path::Path;
@@ -23,17 +23,24 @@ pub(crate) struct Change {
     pub(crate) net: Option<NetMode>,
     /// All that is allowed, instead of what was.
     pub(crate) net_allow: Option<Vec<NetTarget>>,
+    /// The network of vms.
+    pub(crate) network: Option<NetworkChoice>,
 }
 
 impl Change {
-    /// The network alone can be changed of a vm that runs.
+    /// The networks alone can be changed of a vm that runs.
     fn is_of_the_network(&self) -> bool {
         self.vcpu.is_none() && self.memory.is_none() && self.disk_size.is_none()
+    }
+
+    /// Whether what the vm reaches outside is another.
+    fn is_of_the_way_out(&self) -> bool {
+        self.net.is_some() || self.net_allow.is_some()
     }
 }
 
 impl Daemon {
-    /// Changes what a vm has from its next start on, and what its network is now.
+    /// Changes what a vm has from its next start on, and what it reaches outside now.
     pub(crate) async fn set(&self, reference: &str, change: Change) -> anyhow::Result<Outcome> {
         let _alone = self.alone(&self.row(reference)?).await;
         let row = self.row(reference)?;
@@ -47,6 +54,10 @@ impl Daemon {
                 .hinted(format!("stop it with `banger vm stop {}` first", row.name))
                 .into());
         }
+        if let Some(NetworkChoice::Named(network)) = &change.network {
+            self.check_room(&row, network)?;
+        }
+        let (is_of_the_way_out, moves) = (change.is_of_the_way_out(), change.network.is_some());
         let changed = changed(&row, change)?;
         if changed.disk_size > row.disk_size {
             // CRASH: a disk longer than its row says. The vm's next start makes use of all of it, and the same request
@@ -55,8 +66,12 @@ impl Daemon {
         }
         // CRASH: rules that are not in force. The vm's next start, or the same request, puts them there.
         self.store.set_shape(&changed)?;
-        if alive {
+        if alive && is_of_the_way_out {
             outbound::follow(&changed, &dir).await?;
+        }
+        if !alive && moves {
+            // CRASH: a place in the network that it is to leave. The vm's next start, or the same request, takes it there.
+            self.join(&changed)?;
         }
         Ok(Outcome::Vm(self.view(&self.row(row.id.as_str())?)))
     }
@@ -86,7 +101,7 @@ fn changed(row: &VmRow, change: Change) -> anyhow::Result<VmRow> {
     if let Some(size) = change.disk_size {
         check_disk(size)?;
     }
-    if change.net.is_some() || change.net_allow.is_some() {
+    if change.is_of_the_way_out() || change.network.is_some() {
         let mut spec: VmSpec = serde_json::from_str(&row.spec).context("understand the stored request")?;
         if let Some(net) = change.net.filter(|net| *net != net_mode(&spec)) {
             spec.net = Some(net);
@@ -96,6 +111,9 @@ fn changed(row: &VmRow, change: Change) -> anyhow::Result<VmRow> {
             spec.net_rules.deny.retain(|target| !allow.contains(target));
             spec.net_rules.allow = allow;
             outbound::check(&spec.net_rules)?;
+        }
+        if let Some(network) = change.network {
+            spec.network = network.name();
         }
         changed.spec = serde_json::to_string(&spec)?;
     }
@@ -176,6 +194,21 @@ mod tests {
         let never = Change { net: allow, net_allow: Some(targets("169.254.169.254")), ..Change::default() };
         let error = changed(&row, never).unwrap_err().to_string();
         assert!(error.starts_with("`169.254.169.254` is never reached"), "{error}");
+    }
+
+    #[test]
+    fn a_network_of_vms_is_another_or_none() {
+        let network = |row: &VmRow, network: Option<&str>| {
+            let network = network.map(|text| text.parse().unwrap());
+            let got = changed(row, Change { network, ..Change::default() }).unwrap();
+            let name = serde_json::from_str::<VmSpec>(&got.spec).unwrap().network;
+            (got, name.map(|name| name.to_string()))
+        };
+        let (in_one, name) = network(&row(), Some("shop"));
+        assert_eq!(name.as_deref(), Some("shop"));
+        assert_eq!(network(&in_one, Some("lab")).1.as_deref(), Some("lab"));
+        assert_eq!(network(&in_one, None).1.as_deref(), Some("shop"));
+        assert_eq!(network(&in_one, Some("none")).1, None);
     }
 
     #[test]

@@ -238,9 +238,10 @@ impl Store {
         Ok(())
     }
 
-    /// Returns a vm's number in its network, the lowest free one when it has none; none when all are taken.
+    /// Returns a vm's number in a network, the lowest free one when it has none; none when all are taken. The number it had
+    /// in another one is free then.
     pub(crate) fn join(&self, id: &VmId, network: &NetworkName) -> anyhow::Result<Option<u16>> {
-        if let Some(number) = self.member(id)? {
+        if let Some((_, number)) = self.member(id)?.filter(|(of, _)| of == network) {
             return Ok(Some(number));
         }
         let mut connection = self.lock();
@@ -255,16 +256,31 @@ impl Store {
         let Some(number) = (1..=MEMBERS_MAX).find(|number| taken.next() != Some(*number)) else {
             return Ok(None);
         };
-        let insert = "INSERT INTO member VALUES (?, ?, ?)";
+        let insert = "INSERT INTO member (vm, network, number) VALUES (?, ?, ?)
+            ON CONFLICT (vm) DO UPDATE SET network = excluded.network, number = excluded.number";
         transaction.execute(insert, params![id.as_str(), network.as_str(), number])?;
         transaction.commit()?;
         Ok(Some(number))
     }
 
-    /// Returns a vm's number in its network, if it has one.
-    pub(crate) fn member(&self, id: &VmId) -> anyhow::Result<Option<u16>> {
-        let query = "SELECT number FROM member WHERE vm = ?";
-        Ok(self.lock().query_row(query, [id.as_str()], |row| row.get(0)).optional()?)
+    /// Frees the number a vm has in a network.
+    pub(crate) fn part(&self, id: &VmId) -> anyhow::Result<()> {
+        self.lock().execute("DELETE FROM member WHERE vm = ?", [id.as_str()])?;
+        Ok(())
+    }
+
+    /// Returns the network a vm has a place in, and its number there.
+    pub(crate) fn member(&self, id: &VmId) -> anyhow::Result<Option<(NetworkName, u16)>> {
+        let query = "SELECT network, number FROM member WHERE vm = ?";
+        let of = |row: &rusqlite::Row<'_>| Ok((row.get::<_, String>(0)?, row.get(1)?));
+        let found = self.lock().query_row(query, [id.as_str()], of).optional()?;
+        found.map(|(network, number)| Ok((network.parse()?, number))).transpose()
+    }
+
+    /// Returns how many vms have a place in a network.
+    pub(crate) fn members_of(&self, network: &NetworkName) -> anyhow::Result<u16> {
+        let query = "SELECT count(*) FROM member WHERE network = ?";
+        Ok(self.lock().query_row(query, [network.as_str()], |row| row.get(0))?)
     }
 
     /// Returns the name and number of every vm that is in a network, with that.

@@ -187,6 +187,55 @@ fn a_hostile_member_is_heard_as_itself_or_not_at_all() {
 }
 
 #[test]
+fn a_vm_goes_to_another_network_with_its_next_start() {
+    let owner = Owner::with_store();
+    make(&owner, "a", &["--net", "none", "--network", "x"]);
+    make(&owner, "b", &["--net", "none", "--network", "y"]);
+    let set = |vm: &str, network: &str| owner.ok(["vm", "set", vm, "--network", network]);
+    let shown = |vm: &str| {
+        let vm = owner.json(&["vm", "show", "--json", vm]);
+        (vm["network"]["name"].clone(), vm["network"]["address"].clone(), vm["next_network"].clone())
+    };
+    let nothing = serde_json::Value::Null;
+    let seen = |to: &str, by: &str, at: &str| format!("tcp {to} hears {by}\nudp {to}\nping {at}\n");
+    // While it runs it stays where it is, and so much is said.
+    let told = "b is in network x from its next start, and in network y until then\n";
+    assert_eq!(set("b", "x"), told);
+    assert_eq!(shown("b"), ("y".into(), "10.231.128.1".into(), "x".into()));
+    assert!(owner.ok(["vm", "show", "b"]).contains("y, 10.231.128.1; x from its next start"));
+    assert_eq!(looks_for(&owner, "a", "b"), NOTHING);
+    owner.ok(["vm", "restart", "--wait", "agent", "b"]);
+    serve(&owner, "b");
+    assert_eq!(shown("b"), ("x".into(), "10.231.128.2".into(), nothing.clone()));
+    assert_eq!(sees(&owner, "a", "b"), seen("b", "10.231.128.1", "10.231.128.2"));
+    // Its former network went with it.
+    assert!(!owner.state().join("networks/y").exists());
+    // One that does not run is there at once. Its place is another's from then on.
+    owner.ok(["vm", "stop", "a"]);
+    assert_eq!(set("a", "none"), "a is in no network of vms from its next start\n");
+    assert_eq!(shown("a"), (nothing.clone(), nothing.clone(), nothing.clone()));
+    make(&owner, "c", &["--net", "none", "--network", "x"]);
+    assert_eq!(address(&owner, "c"), "10.231.128.1");
+    owner.ok(["vm", "start", "--wait", "agent", "a"]);
+    serve(&owner, "a");
+    assert_eq!(sh(&owner, "a", "ip -o -4 addr show scope global", &[]), "");
+    assert_eq!(looks_for(&owner, "a", "10.231.128.2"), NOTHING);
+    assert_eq!(looks_for(&owner, "c", "a"), NOTHING);
+    // One that had none, while it runs; and nothing is the matter if the daemon is killed meanwhile.
+    let told = "a is in network x from its next start, and in no network of vms until then\n";
+    assert_eq!(set("a", "x"), told);
+    owner.ok(["daemon", "stop"]);
+    assert_eq!(shown("a"), (nothing.clone(), nothing.clone(), "x".into()));
+    owner.ok(["vm", "restart", "--wait", "agent", "a"]);
+    serve(&owner, "a");
+    assert_eq!(shown("a"), ("x".into(), "10.231.128.3".into(), nothing));
+    assert_eq!(sees(&owner, "c", "a"), seen("a", "10.231.128.1", "10.231.128.3"));
+    owner.ok(["vm", "delete", "--force", "a", "b", "c"]);
+    owner.assert_nothing_left();
+    assert_eq!(std::fs::read_dir(owner.state().join("networks")).unwrap().count(), 0);
+}
+
+#[test]
 fn vms_of_root_in_a_network_are_several_users_and_reach_each_other() {
     if !is_root() {
         return skip("vms_of_root_in_a_network_are_several_users_and_reach_each_other: needs root");

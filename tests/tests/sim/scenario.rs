@@ -25,7 +25,7 @@ const PRUNED: &str =
     "banger image pull --name tiny oci:layout:it; banger image delete tiny; banger image cache prune";
 const RUN: &str = "banger vm run -d --name one --image debian-bookworm-slim";
 
-pub(crate) const SCENARIOS: [Scenario; 12] = [
+pub(crate) const SCENARIOS: [Scenario; 13] = [
     Scenario {
         name: "create",
         stocked: true,
@@ -106,6 +106,15 @@ pub(crate) const SCENARIOS: [Scenario; 12] = [
         before: CREATE,
         running: "",
         does: "banger vm set --memory 300M one",
+        promise: |world| world.expect("created"),
+    },
+    Scenario {
+        name: "move",
+        stocked: true,
+        is_made_of_others: true,
+        before: "banger vm create --no-start --name one --network shop --image debian-bookworm-slim",
+        running: "",
+        does: "banger vm set --network lab one",
         promise: |world| world.expect("created"),
     },
     Scenario {

@@ -122,13 +122,16 @@ pub(crate) struct Connection {
     channels: HashMap<u32, Channel>,
     next: u32,
     listening: HashMap<Place, Listening>,
+    /// The client has said that it opens no more sessions.
+    has_all_sessions: bool,
 }
 
 const UNREADABLE: Broken = Broken::Protocol("a packet that can't be read");
 
 impl Connection {
     pub(crate) fn new(user: User, defaults: Defaults, events: Events) -> Self {
-        Self { user, defaults, events, channels: HashMap::new(), next: 0, listening: HashMap::new() }
+        let (channels, listening) = (HashMap::new(), HashMap::new());
+        Self { user, defaults, events, channels, next: 0, listening, has_all_sessions: false }
     }
 
     /// Ends what runs for the client, which is gone.
@@ -145,6 +148,10 @@ impl Connection {
         let mut fields = Fields::of(packet);
         match fields.byte().ok_or(UNREADABLE)? {
             GLOBAL_REQUEST => self.global_request(fields, to).ok_or(UNREADABLE),
+            OPEN if self.has_all_sessions && fields.clone().text() == Some("session") => {
+                // Whoever asks is not the client as it was begun, which OpenSSH's server takes for an attack as well.
+                Err(Broken::Protocol("a session more than the client said it would open"))
+            }
             OPEN => self.open(fields, to).ok_or(UNREADABLE),
             kind @ OPEN_CONFIRMATION..=FAILURE => {
                 let number = fields.number().ok_or(UNREADABLE)?;
@@ -387,6 +394,12 @@ impl Connection {
             "streamlocal-forward@openssh.com" => self.listen(Place::Unix(fields.text()?.to_owned())),
             "cancel-tcpip-forward" => self.cancel(&Place::Tcp(fields.text()?.to_owned(), fields.number()?)),
             "cancel-streamlocal-forward@openssh.com" => self.cancel(&Place::Unix(fields.text()?.to_owned())),
+            // Of clients that are nobody's control master (OpenSSH's `PROTOCOL`, section 2.2). OpenSSH's own says it only to
+            // servers of its kind.
+            "no-more-sessions@openssh.com" => {
+                self.has_all_sessions = true;
+                Some(Packet::new(REQUEST_SUCCESS))
+            }
             // That somebody answers is all that a client wants to know that asks whether anybody is there.
             _ => None,
         };
@@ -532,6 +545,33 @@ mod tests {
         let request = Packet::new(REQUEST).number(1).bytes("signal").flag(true).bytes("TERM").0;
         connection.answer(&request, &mut to).unwrap();
         assert!(said(&mut to).is_empty());
+    }
+
+    #[test]
+    fn no_session_is_opened_after_the_last_one() {
+        let (mut connection, mut to, _told) = connection();
+        connection.answer(&open(), &mut to).unwrap();
+        let no_more =
+            |answer| Packet::new(GLOBAL_REQUEST).bytes("no-more-sessions@openssh.com").flag(answer).0;
+        said(&mut to);
+        connection.answer(&no_more(false), &mut to).unwrap();
+        assert!(said(&mut to).is_empty());
+        connection.answer(&no_more(true), &mut to).unwrap();
+        assert!(said(&mut to).contains(&REQUEST_SUCCESS));
+        let why = Broken::Protocol("a session more than the client said it would open");
+        assert_eq!(connection.answer(&open(), &mut to), Err(why));
+        assert_eq!(connection.channels.len(), 1);
+        // Its forwards go on, and so does the session that it has.
+        let socket = Packet::new(OPEN).bytes("direct-streamlocal@openssh.com").number(8).number(9).number(9);
+        let socket = socket.bytes("/nonexistent").0;
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let forwarding = async { connection.answer(&socket, &mut to) };
+        assert_eq!(tokio::task::LocalSet::new().block_on(&runtime, forwarding), Ok(()));
+        assert_eq!(connection.channels.len(), 2);
+        let signal = Packet::new(REQUEST).number(0).bytes("signal").flag(true).bytes("TERM").0;
+        said(&mut to);
+        connection.answer(&signal, &mut to).unwrap();
+        assert!(!said(&mut to).is_empty());
     }
 
     #[test]

@@ -384,7 +384,7 @@ impl Talk<'_> {
                 self.send(&Packet::new(98).number(channel).bytes(kind).flag(rng.below(2) == 0).raw(&rest).0)
             }
             19 => {
-                let (kind, rest) = match rng.below(5) {
+                let (kind, rest) = match rng.below(6) {
                     0 => (
                         "tcpip-forward",
                         Packet::part().bytes(rng.pick(&["localhost", "127.0.0.1", "no address"])).number(0).0,
@@ -398,7 +398,9 @@ impl Talk<'_> {
                         Packet::part().bytes(inside(rng.pick(&["l1", "l2"]))).0,
                     ),
                     3 => ("cancel-tcpip-forward", rng.bytes(30)),
-                    _ => ("no-more-sessions@openssh.com", rng.bytes(10)),
+                    // Seldom, as the next session is the end.
+                    4 if rng.below(20) == 0 => ("no-more-sessions@openssh.com", rng.bytes(10)),
+                    _ => ("hostkeys-prove-00@openssh.com", rng.bytes(10)),
                 };
                 self.send(&Packet::new(80).bytes(kind).flag(rng.below(2) == 0).raw(&rest).0)
             }

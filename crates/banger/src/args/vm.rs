@@ -3,6 +3,7 @@
 use super::{NetArg, WaitArg};
 use crate::signal_name::parse_signal;
 use crate::text::parse_duration;
+use banger_wire::net::NetworkChoice;
 use banger_wire::size::Mebibytes;
 use clap::Args;
 use std::time::Duration;
@@ -55,6 +56,9 @@ pub(crate) struct SetArgs {
     /// What it may reach: `internet`, `none`, `full`, `allow=HOST[:PORT],…`, or `allow` (what `banger vm net allow` names).
     #[arg(long, value_name = "NET")]
     pub(crate) net: Option<NetArg>,
+    /// The network of vms it is in from its next start on: a name, or `none`.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) network: Option<NetworkChoice>,
     /// Print JSON.
     #[arg(long)]
     pub(crate) json: bool,

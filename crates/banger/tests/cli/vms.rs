@@ -5,7 +5,7 @@ use banger_wire::daemon::{Event, NetMode, Outcome, Request};
 use banger_wire::error::{ErrorCode, WireError};
 use banger_wire::exec::{STDIN, STDOUT, SessionControl, TerminalSize};
 use banger_wire::frame::{Frame, Kind};
-use banger_wire::net::{NetRules, NetView};
+use banger_wire::net::{MemberView, NetRules, NetView};
 use banger_wire::size::Mebibytes;
 use banger_wire::stats::VmStats;
 use banger_wire::vm::{VmEvent, VmRequest};
@@ -105,6 +105,7 @@ fn what_is_set_is_said() {
             disk_size: Some(Mebibytes(16 << 10)),
             net: Some(NetMode::None),
             net_allow: None,
+            network: None,
         };
         assert_eq!(request, asked);
         let mut vm = view("web", "stopped");
@@ -120,7 +121,7 @@ fn what_is_set_is_said() {
     status 2
     --- stderr
     error: there is nothing to change
-    hint: use `--vcpu`, `--memory`, `--disk-size` or `--net`
+    hint: use `--vcpu`, `--memory`, `--disk-size`, `--net` or `--network`
     ");
 }
 
@@ -155,6 +156,57 @@ fn the_network_of_a_running_vm_is_said_to_be_what_it_is_and_will_be() {
     status 2
     --- stderr
     error: invalid value 'lan' for '--net <NET>': use `internet`, `none`, `full`, or `allow=HOST[:PORT],…`
+
+    For more information, try '--help'.
+    ");
+}
+
+#[test]
+fn the_network_of_vms_is_said_to_be_what_it_is_and_will_be() {
+    let bench = Bench::new();
+    bench.daemon(|request, peer| match request {
+        Request::VmSet {
+            vm: name, vcpu: None, memory: None, disk_size: None, net: None, network, ..
+        } => {
+            let mut vm = view(&name, if name == "web" { "running" } else { "stopped" });
+            let member = |name: &str| MemberView {
+                name: name.parse().unwrap(),
+                address: Some([10, 231, 128, 7].into()),
+                warning: None,
+            };
+            match (name.as_str(), network.unwrap()) {
+                ("web", network) if network.to_string() == "shop" => vm.network = Some(member("shop")),
+                ("web", network) => (vm.network, vm.next_network) = (Some(member("shop")), Some(network)),
+                ("new", network) => vm.next_network = Some(network),
+                (_, network) => vm.network = network.name().map(|name| member(name.as_str())),
+            }
+            peer.done(Outcome::Vm(vm));
+        }
+        other => panic!("{other:?}"),
+    });
+    let set = |vm, network| {
+        let output = bench.command(["vm", "set", "--network", network, vm]).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert_eq!(
+        set("web", "lab"),
+        "web is in network lab from its next start, and in network shop until then\n"
+    );
+    assert_eq!(
+        set("web", "none"),
+        "web is in no network of vms from its next start, and in network shop until then\n"
+    );
+    assert_eq!(set("web", "shop"), "web is in network shop\n");
+    assert_eq!(
+        set("new", "lab"),
+        "new is in network lab from its next start, and in no network of vms until then\n"
+    );
+    assert_eq!(set("db", "lab"), "db is in network lab from its next start\n");
+    assert_eq!(set("db", "none"), "db is in no network of vms from its next start\n");
+    assert_snapshot!(bench.run(["vm", "set", "--network", "Lab", "web"]), @r"
+    status 2
+    --- stderr
+    error: invalid value 'Lab' for '--network <NAME>': `Lab` is not a valid network name: use 1 to 63 lower-case letters, digits and hyphens, starting and ending with a letter or digit
 
     For more information, try '--help'.
     ");

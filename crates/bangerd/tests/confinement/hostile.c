@@ -197,6 +197,51 @@ static void network(void)
 	tell_socket("vsock", AF_VSOCK, SOCK_STREAM);
 }
 
+/* Connects to a member of a network of vms and says something, where `dir` is its directory. */
+static long speak_to_member(const char *dir)
+{
+	struct sockaddr_un address = { .sun_family = AF_UNIX };
+	if (snprintf(address.sun_path, sizeof address.sun_path, "%s/2/s", dir) >= (int)sizeof address.sun_path) {
+		errno = ENAMETOOLONG;
+		return -1;
+	}
+	int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+	long result = fd < 0 ? fd : connect(fd, (void *)&address, sizeof address);
+	if (!result)
+		send(fd, "x", 1, MSG_NOSIGNAL);
+	int why = errno;
+	close(fd);
+	errno = why;
+	return result;
+}
+
+/* The same, by whatever a process has open or is in; 0 is the process that asks. */
+static long speak_by_process(int pid)
+{
+	char path[600], of[32] = "/proc/self";
+	if (pid)
+		snprintf(of, sizeof of, "/proc/%d", pid);
+	for (int fd = 0; fd < 64; fd++) {
+		snprintf(path, sizeof path, "%s/fd/%d", of, fd);
+		if (!speak_to_member(path))
+			return 0;
+	}
+	snprintf(path, sizeof path, "%s/root%s", of, word("member"));
+	return speak_to_member(path);
+}
+
+/* The sockets by which supervisors hand each other packets: where they are on the host, and where their directory is open. */
+static void members(void)
+{
+	tell("member", speak_to_member(word("member")));
+	tell("member-own", speak_by_process(0));
+	long result = -1;
+	for (int pid = 1; pid < 64 && result < 0; pid++)
+		if (pid != getpid())
+			result = speak_by_process(pid);
+	tell("member-process", result);
+}
+
 static long do_unshare_user(void)
 {
 	return unshare(CLONE_NEWUSER);
@@ -374,6 +419,8 @@ int main(int argc, char **argv)
 	files();
 	processes();
 	network();
+	if (*word("member"))
+		members();
 	rights();
 	amounts();
 	printf("done=ok\n");

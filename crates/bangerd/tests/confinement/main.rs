@@ -6,11 +6,15 @@
 //! Needs a C compiler. Under root the vms are an ordinary user's, and in one test root's.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, clippy::print_stdout, reason = "a test")]
 
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, listen, socket_with,
+};
 use rustix::process::{geteuid, getuid};
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::fs::{self, Permissions};
 use std::net::TcpListener;
+use std::os::fd::OwnedFd;
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::os::unix::net::{SocketAddr, UnixListener};
@@ -115,9 +119,9 @@ impl Host {
     }
 
     /// Runs the program as an ordinary process of the vm's user.
-    fn directly(&self) -> Found {
+    fn directly(&self, words: &[String]) -> Found {
         let mut command = Command::new(self.path("hostile"));
-        command.args(["-append", &self.words().join(" ")]);
+        command.args(["-append", &words.join(" ")]);
         become_user(&mut command, self.uid);
         results(&String::from_utf8(command.output().unwrap().stdout).unwrap())
     }
@@ -331,10 +335,114 @@ fn in_firecrackers_place_it_connects_and_nobody_listens() {
     assert!(number(&found, "threads") < 600 && number(&found, "descriptors") < 1024, "{found:?}");
 }
 
+/// A network of vms on a host: the vm that is tried is its first member, and the test listens as the second.
+struct Network {
+    dir: PathBuf,
+    peer: OwnedFd,
+}
+
+/// Where the private root of a vm shows that directory, when it is to.
+const SHOWN: &str = "/boot/network";
+/// The ways to the sockets of a network that the program tries.
+const TO_MEMBERS: [&str; 3] = ["member", "member-own", "member-process"];
+
+impl Network {
+    fn create(host: &Host) -> Self {
+        let dir = host.path("networks/x");
+        fs::create_dir_all(&dir).unwrap();
+        for number in ["1", "2"] {
+            fs::create_dir(dir.join(number)).unwrap();
+        }
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let peer = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
+        bind(&peer, &SocketAddrUnix::new(dir.join("2/s")).unwrap()).unwrap();
+        listen(&peer, 4096).unwrap();
+        host.own("networks/x/2/s", false);
+        for dir in ["networks", "networks/x", "networks/x/1", "networks/x/2"] {
+            host.own(dir, true);
+        }
+        Self { dir, peer }
+    }
+
+    /// What the program needs to know, with where it is to look.
+    fn words(&self, host: &Host, at: &Path) -> Vec<String> {
+        [host.words(), vec![format!("member={}", at.display())]].concat()
+    }
+
+    /// Whether anybody has connected to the second member since this was asked last.
+    fn has_heard(&self) -> bool {
+        let taken = std::iter::from_fn(|| accept_with(&self.peer, SocketFlags::CLOEXEC).ok());
+        taken.count() > 0
+    }
+
+    /// Runs the program as the VMM of the first member, with `nft`. `is_shown` when its private root has the directory.
+    fn supervised(&self, host: &Host, nft: &Path, driver: &str, without: &[&str], is_shown: bool) -> Found {
+        let at = if is_shown { Path::new(SHOWN) } else { &self.dir };
+        let dir = host.make_vm(without, &self.words(host, at), None);
+        let mut plan: Value = serde_json::from_slice(&fs::read(dir.join("plan.json")).unwrap()).unwrap();
+        plan["machine"]["driver"] = driver.into();
+        plan["net"]["nft"] = nft.to_str().into();
+        plan["net"]["member"] = json!({ "network": "x", "number": 1, "dir": self.dir });
+        if is_shown {
+            plan["binds"].as_array_mut().unwrap().push(json!({ "host": self.dir, "inside": SHOWN }));
+        }
+        fs::write(dir.join("plan.json"), plan.to_string()).unwrap();
+        let place = self.dir.join("1/s");
+        let _ = fs::remove_file(&place);
+        host.supervise(&dir);
+        assert!(
+            place.exists(),
+            "the vm was in the network: {}",
+            fs::read_to_string(dir.join("end.json")).unwrap()
+        );
+        results(&fs::read_to_string(dir.join("console.log")).unwrap())
+    }
+}
+
+/// By which supervisors hand each other packets: whoever finds them can forge those of any vm of the network.
+#[test]
+fn no_vmm_finds_the_sockets_of_its_network() {
+    let name = "no_vmm_finds_the_sockets_of_its_network";
+    let nft = ["/usr/sbin/nft", "/usr/bin/nft"].map(Path::new).into_iter().find(|nft| nft.exists());
+    let Some(nft) = nft else {
+        println!("skipped: {name}: `nft` is not installed");
+        return;
+    };
+    if fs::File::open("/dev/net/tun").is_err() {
+        println!("skipped: {name}: `/dev/net/tun` can't be opened");
+        return;
+    }
+    let Some(host) = Host::prepare(name) else { return };
+    let network = Network::create(&host);
+    let supervised =
+        |driver, without: &[&str], is_shown| network.supervised(&host, nft, driver, without, is_shown);
+    for driver in ["qemu", "firecracker"] {
+        refuse(&supervised(driver, &[], false), &TO_MEMBERS);
+        assert!(!network.has_heard(), "{driver}");
+    }
+
+    // An ordinary process of the same user does find them.
+    expect(&host.directly(&network.words(&host, &network.dir)), "ok", &["member"]);
+    assert!(network.has_heard());
+    // Firecracker's filter lets it connect. So it is the private root that keeps back the way from the top ...
+    let found = supervised("firecracker", &[], true);
+    expect(&found, "ok", &["member"]);
+    refuse(&found, &["member-process"]);
+    assert!(network.has_heard());
+    // ... and Landlock the one by the directory that the supervisor has open.
+    let found = supervised("firecracker", &["landlock"], false);
+    expect(&found, "ok", &["member-process"]);
+    refuse(&found, &["member", "member-own"]);
+    assert!(network.has_heard());
+    // QEMU's lets it connect to nothing, whatever it sees.
+    refuse(&supervised("qemu", &["landlock"], true), &TO_MEMBERS);
+    assert!(!network.has_heard());
+}
+
 #[test]
 fn without_namespaces_and_root_the_outside_is_there() {
     let Some(host) = Host::prepare("without_namespaces_and_root_the_outside_is_there") else { return };
-    let found = host.directly();
+    let found = host.directly(&host.words());
     expect(&found, "ok", &OUTSIDE);
     assert_ne!(found["inherited"], "0");
 }

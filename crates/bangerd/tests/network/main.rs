@@ -1,13 +1,15 @@
 //! What a guest reaches, and what not: real vms in a little internet of network namespaces.
 //!
-//! Needs root (to make the networks), `ip`, `pasta`, `nft`, QEMU, the `banger` program beside `bangerd`, and in
+//! Needs root (to make the networks), `ip`, `pasta`, `nft`, `tcpdump`, QEMU, the `banger` program beside `bangerd`, and in
 //! `BANGER_TEST_STORE` a state directory that has an image and a kernel. Nothing is sent outside of the machine: the
 //! namespaces have no link to it. Without a prerequisite a test says `skipped` and why.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, clippy::print_stdout, reason = "a test")]
 
+mod capture;
 mod store;
 mod world;
 
+use capture::Captured;
 use std::collections::HashMap;
 use store::Store;
 use world::{
@@ -143,6 +145,9 @@ fn internet_is_all_there_is(test: &str, uid: u32, flags: &[&str]) {
     ] {
         assert!(!sent.contains(&to), "{to}: {sent}");
     }
+    let captured = Captured::of(&world);
+    captured.assert_only(&[(PUBLIC, 80), (PUBLIC6, 80), (LAN, 53)]);
+    assert!(captured.has(PUBLIC, 80) && captured.has(PUBLIC6, 80) && captured.has(LAN, 53), "{context}");
 }
 
 #[test]
@@ -178,6 +183,7 @@ fn a_network_of_vms_opens_nothing_else() {
     assert_eq!(world.heard(), [""; 0], "{errors}");
     let sent = world.sent();
     assert!(!sent.contains(PUBLIC) && !sent.contains(LAN), "{sent}");
+    Captured::of(&world).assert_only(&[]);
 }
 
 #[test]
@@ -221,6 +227,13 @@ fn full_reaches_what_the_host_reaches() {
         [HOST, HOST6, LAN6, METADATA].iter().all(|to| sent.contains(&format!("{to} . tcp . 80"))),
         "{sent}"
     );
+    let captured = Captured::of(&world);
+    for to in [PUBLIC, HOST, HOST_LAN, NEIGHBOUR, LAN, METADATA] {
+        assert!(captured.has(to, 80), "{to}");
+    }
+    for to in [PUBLIC6, HOST6, HOST_LAN6, NEIGHBOUR6, LAN6, METADATA6, TRANSLATED6, SIX_TO_FOUR6] {
+        assert!(captured.has(to, 80), "{to}");
+    }
 }
 
 #[test]
@@ -255,6 +268,10 @@ fn forged_packets_do_not_leave() {
     assert!(output.contains("public"), "{output}\n{errors}");
     let heard = world.heard();
     assert_eq!(heard, ["public tcp /honest"], "{output}\n{errors}");
+    let captured = Captured::of(&world);
+    captured.assert_only(&[(PUBLIC, 80)]);
+    assert!(captured.says("GET /honest "), "{output}\n{errors}");
+    assert!(!captured.says("GET /address ") && !captured.says("GET /hardware "), "{output}\n{errors}");
 }
 
 /// Frames that the guest's kernel has no part in: `send KIND SOURCE-MAC SOURCE DESTINATION TEXT`.
@@ -323,6 +340,24 @@ fn forged_frames_do_not_leave() {
     for to in [HOST, LAN, METADATA, HOST6, LAN6, METADATA6, TRANSLATED6, SIX_TO_FOUR6] {
         assert!(!sent.contains(&format!("{to} . udp . 80")), "{to}: {sent}");
     }
+    let captured = Captured::of(&world);
+    captured.assert_only(&[(PUBLIC, 80), (PUBLIC6, 80)]);
+    for text in ["/honest", "/honest6"] {
+        assert!(captured.says(text), "{text}\n{output}\n{errors}");
+    }
+    for text in [
+        "/address",
+        "/hardware",
+        "/loopback",
+        "/reflected",
+        "/vlan",
+        "/link6",
+        "/host6",
+        "/tunnel",
+        "/inside",
+    ] {
+        assert!(!captured.says(text), "{text}\n{output}\n{errors}");
+    }
 }
 
 #[test]
@@ -374,6 +409,9 @@ fn only_what_is_allowed_is_reached() {
     let heard = world.heard();
     let allowed = ["public ", "public6 ", "lan ", "lan6 "];
     assert!(heard.iter().all(|line| allowed.iter().any(|word| line.starts_with(word))), "{heard:?}");
+    let captured = Captured::of(&world);
+    captured.assert_only(&[(PUBLIC, 80), (PUBLIC6, 80), (LAN, 80), (LAN6, 80), (LAN, 53)]);
+    assert!(captured.has(LAN, 80) && captured.has(LAN6, 80), "{context}");
 }
 
 #[test]
@@ -479,6 +517,7 @@ fn none_reaches_nothing() {
     assert!(found.values().all(|value| ["none", ""].contains(value)), "{found:#?}\n{errors}");
     assert_eq!(world.heard(), [""; 0]);
     assert!(!errors.contains("warning"), "{errors}");
+    Captured::of(&world).assert_only(&[]);
 }
 
 #[test]

@@ -30,7 +30,7 @@ impl Store {
         if !banger.exists() {
             return Err(format!("`{}` is not built", banger.display()));
         }
-        for program in ["ip", "nft", "pasta", "qemu-system-x86_64"] {
+        for program in ["ip", "nft", "pasta", "qemu-system-x86_64", "tcpdump"] {
             let path = std::env::var_os("PATH").unwrap_or_default();
             let system = ["/usr/sbin", "/sbin"].map(PathBuf::from);
             if !std::env::split_paths(&path).chain(system).any(|dir| dir.join(program).exists()) {
@@ -109,6 +109,11 @@ impl Drop for Store {
     }
 }
 
+/// Whether a file of root's can be read by this user.
+fn is_readable(path: &Path, uid: u32) -> bool {
+    uid == 0 || path.metadata().unwrap().permissions().mode() & 0o004 != 0
+}
+
 /// Copies a tree; files become links to the same ones where they can, for images are large and never written.
 fn clone(from: &Path, to: &Path, uid: u32) {
     std::fs::create_dir_all(to).unwrap();
@@ -119,7 +124,7 @@ fn clone(from: &Path, to: &Path, uid: u32) {
         let (source, target) = (entry.path(), to.join(entry.file_name()));
         if entry.file_type().unwrap().is_dir() {
             clone(&source, &target, uid);
-        } else if std::fs::hard_link(&source, &target).is_err() {
+        } else if !is_readable(&source, uid) || std::fs::hard_link(&source, &target).is_err() {
             std::fs::copy(&source, &target).unwrap();
             chown(&target, Some(uid), Some(uid)).unwrap();
         }

@@ -1,5 +1,6 @@
 //! A little internet: a namespace that plays the host, one that plays everything around it, and servers in both.
 
+use super::capture::Capture;
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, TcpListener, UdpSocket};
 use std::sync::mpsc::{Sender, channel};
@@ -31,6 +32,8 @@ pub(crate) const METADATA6: &str = "fd00:ec2::254";
 /// A private IPv4 address, as a translator and as 6to4 have it.
 pub(crate) const TRANSLATED6: &str = "64:ff9b::a00:1";
 pub(crate) const SIX_TO_FOUR6: &str = "2002:a00:1::1";
+/// The hardware address of the host's only way out.
+pub(crate) const HOST_LINK: [u8; 6] = [0x52, 0x54, 0, 0xab, 0xcd, 1];
 
 type Job = Box<dyn FnOnce() + Send>;
 
@@ -80,6 +83,7 @@ pub(crate) struct World {
     host: Space,
     _around: Space,
     heard: Heard,
+    capture: Mutex<Option<Capture>>,
     _resolv_conf: tempfile::NamedTempFile,
 }
 
@@ -90,6 +94,7 @@ impl World {
         let id = around.id();
         host.run(move || ip(&format!("link add up0 type veth peer name w0 netns {id}")));
         for words in [
+            "link set up0 address 52:54:00:ab:cd:01",
             "addr add 91.198.7.2/24 dev up0",
             "addr add 192.168.77.2/24 dev up0",
             "addr add 2a01:4f8:0:7::2/64 dev up0 nodad",
@@ -117,6 +122,7 @@ impl World {
         host.ip("route add default via 91.198.7.1");
         host.ip("-6 route add default via 2a01:4f8:0:7::1");
         host.run(watch_boundary);
+        let capture = Mutex::new(Some(host.run(Capture::start)));
         let heard = Heard::default();
         let serve = |space: &Space, address: &'static str, word: &'static str| {
             let heard = heard.clone();
@@ -150,7 +156,7 @@ impl World {
         std::fs::set_permissions(resolv_conf.path(), mode).unwrap();
         let path = resolv_conf.path().to_path_buf();
         host.run(move || rustix::mount::mount_bind(&path, "/etc/resolv.conf").unwrap());
-        Self { host, _around: around, heard, _resolv_conf: resolv_conf }
+        Self { host, _around: around, heard, capture, _resolv_conf: resolv_conf }
     }
 
     /// Runs a job as a process of the host would.
@@ -177,6 +183,11 @@ impl World {
             assert!(output.status.success());
             String::from_utf8(output.stdout).unwrap()
         })
+    }
+
+    /// The capture of what leaves the host, once.
+    pub(crate) fn take_capture(&self) -> Capture {
+        self.capture.lock().unwrap().take().unwrap()
     }
 
     /// Puts a file in the place of another, for what runs on the host.

@@ -29,19 +29,19 @@ fn ssh(owner: &Owner, args: &[&str]) -> Output {
     known(owner, owner.banger([&["vm", "ssh"], args].concat())).output().unwrap()
 }
 
-fn program(owner: &Owner, name: &str, args: &[&str]) -> Output {
+pub(crate) fn program(owner: &Owner, name: &str, args: &[&str]) -> Output {
     let mut inner = owner.program(name);
     inner.args(args);
     known(owner, inner).output().unwrap()
 }
 
 /// Stdout, where the command succeeded.
-fn ok(owner: &Owner, output: &Output) -> String {
+pub(crate) fn ok(owner: &Owner, output: &Output) -> String {
     assert!(output.status.success(), "{}{}", show(output), owner.logs());
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-fn missing(programs: &[&str]) -> bool {
+pub(crate) fn missing(programs: &[&str]) -> bool {
     let missing = programs.iter().find(|program| !has(program));
     missing.inspect(|program| skip(&format!("ssh: `{program}` is not installed"))).is_some()
 }

@@ -31,6 +31,7 @@ if [ "$what" = test ]; then
     need mksquashfs squashfs-tools
     need mkfs.erofs erofs-utils
     need mmdebstrap mmdebstrap
+    need emacs emacs-nox
 fi
 command -v cargo >/dev/null 2>&1 || {
     say "Rust is missing; install it with rustup (https://rustup.rs), then run this again" >&2

@@ -2,6 +2,8 @@
 //!
 //! Nothing is run here: the files are written or removed, and the command that makes the resolver read them is said.
 
+mod resolved;
+
 use crate::args::{DnsSetupArgs, ResolverArg};
 use crate::context::Context;
 use crate::stop::{Ended, failed};
@@ -28,7 +30,8 @@ struct Recipe {
 }
 
 fn recipe(resolver: ResolverArg, at: SocketAddr) -> Recipe {
-    let dnsmasq = format!("server=/vm/{}#{}\n", at.ip(), at.port());
+    // The addresses are this machine's own, which `stop-dns-rebind` has dnsmasq take out of answers elsewhere.
+    let dnsmasq = format!("server=/vm/{}#{}\nrebind-domain-ok=/vm/\n", at.ip(), at.port());
     match resolver {
         ResolverArg::SystemdResolved => Recipe {
             resolver: "systemd-resolved",
@@ -58,15 +61,16 @@ fn recipe(resolver: ResolverArg, at: SocketAddr) -> Recipe {
 /// Finds out what resolves names, by what runs.
 fn detect(root: &Path) -> Option<ResolverArg> {
     let has = |path: &str| root.join(path).exists();
-    if has("run/systemd/resolve/io.systemd.Resolve") || has("run/systemd/resolve/stub-resolv.conf") {
-        Some(ResolverArg::SystemdResolved)
-    } else if has("run/NetworkManager/dnsmasq.pid") {
+    let other = if has("run/NetworkManager/dnsmasq.pid") {
         Some(ResolverArg::NetworkManager)
     } else if has("run/dnsmasq/dnsmasq.pid") || has("run/dnsmasq.pid") {
         Some(ResolverArg::Dnsmasq)
     } else {
         None
-    }
+    };
+    // Where both run, the one has the other behind it, or nobody asks it.
+    let is_behind = other.is_some() && resolved::is_elsewheres(root);
+    if resolved::runs(root) && !is_behind { Some(ResolverArg::SystemdResolved) } else { other }
 }
 
 /// Runs `banger dns setup`.
@@ -76,7 +80,16 @@ pub(crate) fn setup(context: &mut Context, args: &DnsSetupArgs) -> Ended {
     Ok(0)
 }
 
+const ALL: [ResolverArg; 3] =
+    [ResolverArg::SystemdResolved, ResolverArg::Dnsmasq, ResolverArg::NetworkManager];
+
 fn run(root: &Path, args: &DnsSetupArgs) -> Result<String, WireError> {
+    if args.uninstall {
+        // Another resolver may run by now.
+        let resolvers = args.resolver.map_or(ALL.to_vec(), |resolver| vec![resolver]);
+        let recipes: Vec<_> = resolvers.into_iter().map(|resolver| recipe(resolver, args.listen)).collect();
+        return uninstall(root, &recipes);
+    }
     let Some(resolver) = args.resolver.or_else(|| detect(root)) else {
         let message = "neither systemd-resolved nor dnsmasq runs here";
         return Err(WireError::new(ErrorCode::Failed, message).hinted(
@@ -84,13 +97,10 @@ fn run(root: &Path, args: &DnsSetupArgs) -> Result<String, WireError> {
         ));
     };
     let recipe = recipe(resolver, args.listen);
-    if args.install {
-        install(root, &recipe)
-    } else if args.uninstall {
-        uninstall(root, &recipe)
-    } else {
-        Ok(shown(&recipe))
+    if let (ResolverArg::SystemdResolved, Some((ours, _))) = (resolver, recipe.files.first()) {
+        resolved::check(root, ours)?;
     }
+    if args.install { install(root, &recipe) } else { Ok(shown(&recipe)) }
 }
 
 /// The first line of a file: a comment, which lists of trust anchors begin with a semicolon.
@@ -162,19 +172,27 @@ fn install(root: &Path, recipe: &Recipe) -> Result<String, WireError> {
     Ok(text)
 }
 
-fn uninstall(root: &Path, recipe: &Recipe) -> Result<String, WireError> {
-    let mut text = String::new();
-    for (name, _) in &recipe.files {
-        let path = root.join(name.trim_start_matches('/'));
-        if is_ours(&path, name)?.is_some() {
-            std::fs::remove_file(&path).map_err(|error| cannot("remove", name, &error))?;
-            text.push_str(&format!("removed {name}\n"));
+fn uninstall(root: &Path, recipes: &[Recipe]) -> Result<String, WireError> {
+    let inside = |name: &str| root.join(name.trim_start_matches('/'));
+    let mut found = Vec::new();
+    // Nothing is removed before everything is known to be ours.
+    for recipe in recipes {
+        for (name, _) in &recipe.files {
+            found.extend(is_ours(&inside(name), name)?.map(|()| (recipe.reload, *name)));
         }
     }
-    if text.is_empty() {
-        return Ok(format!("nothing of banger's is there for {}\n", recipe.resolver));
+    let mut text = String::new();
+    for (_, name) in &found {
+        std::fs::remove_file(inside(name)).map_err(|error| cannot("remove", name, &error))?;
+        text.push_str(&format!("removed {name}\n"));
     }
-    text.push_str(&format!("left to do: {}\n", recipe.reload));
+    for recipe in recipes.iter().filter(|recipe| found.iter().any(|(reload, _)| *reload == recipe.reload)) {
+        text.push_str(&format!("left to do: {}\n", recipe.reload));
+    }
+    if text.is_empty() {
+        let resolvers: Vec<_> = recipes.iter().map(|recipe| recipe.resolver).collect();
+        return Ok(format!("nothing of banger's is there for {}\n", resolvers.join(", ")));
+    }
     Ok(text)
 }
 
@@ -192,12 +210,10 @@ mod tests {
         }
     }
 
-    const ALL: [ResolverArg; 3] =
-        [ResolverArg::SystemdResolved, ResolverArg::Dnsmasq, ResolverArg::NetworkManager];
-
     #[test]
     fn recipes_are_as_written_down() {
-        let all = ALL.map(|resolver| run(Path::new("/"), &args(Some(resolver))).unwrap());
+        let dir = tempfile::tempdir().unwrap();
+        let all = ALL.map(|resolver| run(dir.path(), &args(Some(resolver))).unwrap());
         insta::assert_snapshot!(all.join("\n"), @r"
         # for systemd-resolved (systemd 246 or later)
         sudo mkdir -p /etc/systemd/resolved.conf.d
@@ -219,6 +235,7 @@ mod tests {
         sudo tee /etc/dnsmasq.d/banger.conf <<'END'
         # Written by `banger dns setup`, which also removes it.
         server=/vm/127.0.0.1#42069
+        rebind-domain-ok=/vm/
         END
         sudo systemctl restart dnsmasq
 
@@ -227,6 +244,7 @@ mod tests {
         sudo tee /etc/NetworkManager/dnsmasq.d/banger.conf <<'END'
         # Written by `banger dns setup`, which also removes it.
         server=/vm/127.0.0.1#42069
+        rebind-domain-ok=/vm/
         END
         sudo systemctl reload NetworkManager
         ");
@@ -267,6 +285,25 @@ mod tests {
     }
 
     #[test]
+    fn what_any_resolver_was_given_is_taken_away() {
+        let dir = tempfile::tempdir().unwrap();
+        let uninstall = DnsSetupArgs { uninstall: true, ..args(None) };
+        let nothing = "nothing of banger's is there for systemd-resolved, dnsmasq, NetworkManager\n";
+        assert_eq!(run(dir.path(), &uninstall).unwrap(), nothing);
+        for resolver in [ResolverArg::Dnsmasq, ResolverArg::SystemdResolved] {
+            run(dir.path(), &DnsSetupArgs { install: true, ..args(Some(resolver)) }).unwrap();
+        }
+        insta::assert_snapshot!(run(dir.path(), &uninstall).unwrap(), @r"
+        removed /etc/systemd/resolved.conf.d/banger.conf
+        removed /etc/dnssec-trust-anchors.d/banger.negative
+        removed /etc/dnsmasq.d/banger.conf
+        left to do: sudo systemctl restart systemd-resolved
+        left to do: sudo systemctl restart dnsmasq
+        ");
+        assert_eq!(run(dir.path(), &uninstall).unwrap(), nothing);
+    }
+
+    #[test]
     fn the_resolver_is_found_by_what_runs() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(detect(dir.path()), None);
@@ -282,5 +319,9 @@ mod tests {
             std::fs::write(path, "").unwrap();
             assert_eq!(detect(dir.path()), Some(found), "{file}");
         }
+        // What programs ask is not systemd-resolved.
+        std::fs::create_dir(dir.path().join("etc")).unwrap();
+        std::fs::write(dir.path().join("etc/resolv.conf"), "nameserver 127.0.0.1\n").unwrap();
+        assert_eq!(detect(dir.path()), Some(ResolverArg::NetworkManager));
     }
 }

@@ -8,6 +8,7 @@ mod config;
 mod copy;
 mod crash;
 mod daemon;
+mod editors;
 mod errors;
 mod files;
 mod forwarded;

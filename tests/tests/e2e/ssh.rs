@@ -29,19 +29,19 @@ fn ssh(owner: &Owner, args: &[&str]) -> Output {
     known(owner, owner.banger([&["vm", "ssh"], args].concat())).output().unwrap()
 }
 
-fn program(owner: &Owner, name: &str, args: &[&str]) -> Output {
+pub(crate) fn program(owner: &Owner, name: &str, args: &[&str]) -> Output {
     let mut inner = owner.program(name);
     inner.args(args);
     known(owner, inner).output().unwrap()
 }
 
 /// Stdout, where the command succeeded.
-fn ok(owner: &Owner, output: &Output) -> String {
+pub(crate) fn ok(owner: &Owner, output: &Output) -> String {
     assert!(output.status.success(), "{}{}", show(output), owner.logs());
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-fn missing(programs: &[&str]) -> bool {
+pub(crate) fn missing(programs: &[&str]) -> bool {
     let missing = programs.iter().find(|program| !has(program));
     missing.inspect(|program| skip(&format!("ssh: `{program}` is not installed"))).is_some()
 }
@@ -137,11 +137,21 @@ fn names_of_vms_are_hosts_for_openssh_once_asked_for() {
     let settings = |args: &[&str]| {
         ok(&owner, &known(&owner, owner.banger([&["ssh-config"], args].concat())).output().unwrap())
     };
+    let elsewhere = || ok(&owner, &program(&owner, "ssh", &["-G", "elsewhere.example"]));
+    let alone = elsewhere();
     assert_eq!(settings(&["--install"]), format!("{} includes it; try `ssh NAME.vm`\n", config.display()));
     let text = std::fs::read_to_string(&config).unwrap();
     assert!(text.starts_with("# >>> banger >>>\nInclude \"") && text.ends_with(before), "{text}");
 
+    assert_eq!(elsewhere(), alone, "other hosts are what they were");
     assert_eq!(ok(&owner, &program(&owner, "ssh", &["web.vm", "id -un"])), "root\n");
+    // As an editor comes in that splits the line without a shell.
+    let text = std::fs::read_to_string(owner.state().join("ssh/config")).unwrap();
+    let line = text.lines().find_map(|line| line.trim().strip_prefix("ProxyCommand ")).unwrap();
+    let words: Vec<_> = line.split(' ').map(|word| word.replace("%h", "web.vm")).collect();
+    let args: Vec<_> = words[1..].iter().map(String::as_str).collect();
+    let greeting = ok(&owner, &program(&owner, &words[0], &args));
+    assert!(greeting.starts_with("SSH-2.0-"), "{greeting}");
     // Files there and back, and the modes.
     let script = owner.home().join("run.sh");
     std::fs::write(&script, "#!/bin/sh\necho it runs\n").unwrap();

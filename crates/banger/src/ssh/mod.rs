@@ -58,6 +58,9 @@ async fn connect(context: &mut Context, args: SshArgs) -> Ended {
     know_hosts(context, &keys).await?;
     let (flags, words) = options::split(args.args);
     let mut command = command(Path::new("ssh"));
+    for setting in options::NEWER {
+        command.args(["-o", setting]);
+    }
     for (name, value) in options::pinned(&keys, context.client.state(), vm.id.as_str())? {
         command.arg("-o").arg(format!("{name}={value}"));
     }
@@ -115,7 +118,8 @@ async fn know_hosts(context: &mut Context, keys: &Keys) -> Result<(), Stop> {
 
 /// Runs `banger vm ssh-proxy`: carries the bytes between `ssh` and the guest.
 pub(crate) async fn proxy(context: &mut Context, args: SshProxyArgs) -> Ended {
-    let name = args.host.strip_suffix(DOMAIN).unwrap_or(&args.host).to_owned();
+    let host = options::unquoted(&args.host);
+    let name = host.strip_suffix(DOMAIN).unwrap_or(host).to_owned();
     let vm = running(context, name).await?;
     let keys = keys(context).await?;
     know_hosts(context, &keys).await?;

@@ -8,6 +8,10 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
+/// Settings of OpenSSH 10.1 and later, for its command line: in a file, one that `ssh` does not know is an error for every
+/// host there is, and what may be unknown can only be said once for all. The stream does not leave this machine, so there is
+/// nothing to record for later.
+pub(super) const NEWER: [&str; 2] = ["IgnoreUnknown=*", "WarnWeakCrypto=no-pq-kex"];
 /// Options of `ssh` that take a value (OpenSSH 10).
 const WITH_VALUE: &[u8] = b"BbcDEeFIiJLlmOoPpQRSWw";
 
@@ -46,8 +50,6 @@ pub(super) fn pinned(
     );
     let fixed = |name, value: &str| (name, value.to_owned());
     Ok(vec![
-        // Before the others, one of which older versions do not know.
-        fixed("IgnoreUnknown", "*"),
         ("ProxyCommand", proxy),
         fixed("ProxyUseFdpass", "no"),
         fixed("Port", "22"),
@@ -65,8 +67,6 @@ pub(super) fn pinned(
         fixed("KexAlgorithms", "curve25519-sha256"),
         fixed("HostKeyAlgorithms", "ssh-ed25519"),
         fixed("Ciphers", "chacha20-poly1305@openssh.com"),
-        // The stream does not leave this machine, so there is nothing to record for later.
-        fixed("WarnWeakCrypto", "no-pq-kex"),
     ])
 }
 
@@ -84,9 +84,20 @@ pub(super) fn quoted(path: &Path) -> Result<String, WireError> {
     Ok(format!("\"{}\"", text(path)?.replace('%', "%%")))
 }
 
-/// A path as a word of a `ProxyCommand`, which a shell reads.
+/// A path as a word of a `ProxyCommand`, which a shell reads. A plain one has no quotes: some editors that read ssh's
+/// settings by themselves split the line without a shell.
 fn shell_word(path: &Path) -> Result<String, WireError> {
-    Ok(format!("'{}'", text(path)?.replace('%', "%%").replace('\'', "'\\''")))
+    let text = text(path)?;
+    if text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/._-+,@".contains(&byte)) {
+        return Ok(text.to_owned());
+    }
+    Ok(format!("'{}'", text.replace('%', "%%").replace('\'', "'\\''")))
+}
+
+/// Takes the quotes off a host that [`pinned`] has in a `ProxyCommand`, where no shell did. There they have to be: what a
+/// host is called may come from elsewhere, such as the address of a repository.
+pub(super) fn unquoted(host: &str) -> &str {
+    host.strip_prefix('\'').and_then(|rest| rest.strip_suffix('\'')).unwrap_or(host)
 }
 
 #[cfg(test)]
@@ -118,6 +129,11 @@ mod tests {
     #[test]
     fn paths_are_one_word() {
         assert_eq!(shell_word(Path::new("/a b/it's 100%")).unwrap(), r"'/a b/it'\''s 100%%'");
+        assert_eq!(shell_word(Path::new("/home/a.b/bin_1/banger-2")).unwrap(), "/home/a.b/bin_1/banger-2");
+        for special in ["/a;b", "/a$b", "/a*", "/~a", "/a`b", "/a&b", "/ä", "/a\\b", "/a=b"] {
+            assert!(shell_word(Path::new(special)).unwrap().starts_with('\''), "{special}");
+        }
+        assert_eq!(["web.vm", "'web.vm'", "'web", "'"].map(unquoted), ["web.vm", "web.vm", "'web", "'"]);
         assert_eq!(quoted(Path::new("/a b/100%")).unwrap(), "\"/a b/100%%\"");
         assert!(quoted(Path::new("/a\"b")).is_err() && shell_word(Path::new("/a\nb")).is_err());
     }

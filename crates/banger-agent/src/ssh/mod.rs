@@ -10,9 +10,9 @@
 //! stdout <─ Transport <─────────────── events <────┘
 //! ```
 //!
-//! Written here and not taken from a library: those for Rust grant a channel more room when bytes arrive, not when they
-//! were passed on, so that one program that does not read stops every channel, and itself, if it waits to write. What is
-//! hard about ssh, the choice among algorithms, is not needed; see [`transport`].
+//! Written here and not taken from a library: the one for Rust (`russh`, 0.65.1) grants a channel more room when bytes
+//! arrive, not when they were passed on, so that one program that does not read stops every channel, and itself, if it
+//! waits to write. What is hard about ssh, the choice among algorithms, is not needed; see [`transport`].
 
 mod auth;
 mod connection;

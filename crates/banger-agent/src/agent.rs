@@ -62,7 +62,6 @@ fn run(open: impl Fn() -> io::Result<Port>, in_guest: bool) -> io::Result<()> {
                 report_init(starting, out.clone());
             }
         }
-        let disk = in_guest.then(|| config.drives.disk.clone());
         // What has to be whole at the end: the vm's disk, or the image it finishes.
         let image_is_written = matches!(config.init, InitMode::Build | InitMode::Handover);
         let written = match (image_is_written, in_guest) {
@@ -71,7 +70,8 @@ fn run(open: impl Fn() -> io::Result<Port>, in_guest: bool) -> io::Result<()> {
             (false, false) => Vec::new(),
         };
         let image = in_guest.then(|| (config.drives.image.clone(), config.drives.image_fs.clone()));
-        let defaults = Defaults { env: config.env, workdir: config.workdir, user: config.user, disk, image };
+        let defaults =
+            Defaults { env: config.env, workdir: config.workdir, user: config.user, in_guest, image };
         link::serve(
             &mut incoming,
             &out,

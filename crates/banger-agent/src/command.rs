@@ -21,8 +21,8 @@ pub(crate) struct Defaults {
     pub(crate) env: Vec<(ByteString, ByteString)>,
     pub(crate) workdir: Option<ByteString>,
     pub(crate) user: Option<String>,
-    /// The device that holds the vm's changes; none where this is no vm.
-    pub(crate) disk: Option<String>,
+    /// Whether this is a vm, and not a test of the agent outside of one.
+    pub(crate) in_guest: bool,
     /// The device that holds its image, and the filesystem's type.
     pub(crate) image: Option<(String, String)>,
 }

@@ -1,7 +1,7 @@
 //! The conversation with the host: greeting, control messages, and the dispatch of session frames.
 
-use crate::changes;
 use crate::command::Defaults;
+use crate::export;
 use crate::{connect, copy, listeners, session, stats, workspace};
 use banger_wire::channel::ChannelWriter;
 use banger_wire::frame::{DATA_LEN_MAX, Decoder, Frame, FrameError, HEADER_LEN, Kind, MESSAGE_LEN_MAX};
@@ -160,24 +160,19 @@ fn open_session(
             let what = "read what is used";
             tokio::task::spawn_local(session::exchange_items(session, what, work, queue, out.clone()));
         }
-        SessionKind::ExportChanges => {
-            let device = defaults.disk.clone();
-            let walk = device.map(|device| move |out| changes::export(&device, out));
-            tokio::task::spawn_local(session::export(session, walk, queue, out.clone()));
-        }
         SessionKind::ExportTree(TreeKind::Merged) => {
-            let walk = defaults.disk.is_some().then_some(changes::export_merged);
+            let walk = defaults.in_guest.then_some(export::export_merged);
             tokio::task::spawn_local(session::export(session, walk, queue, out.clone()));
         }
         SessionKind::ExportTree(TreeKind::Root) => {
-            let walk = defaults.disk.is_some().then_some(changes::export_root);
+            let walk = defaults.in_guest.then_some(export::export_root);
             tokio::task::spawn_local(session::export(session, walk, queue, out.clone()));
         }
         SessionKind::ExportTree(TreeKind::Image) => {
             let walk = defaults
                 .image
                 .clone()
-                .map(|(device, kind)| move |out| changes::export_image(&device, &kind, out));
+                .map(|(device, kind)| move |out| export::export_image(&device, &kind, out));
             tokio::task::spawn_local(session::export(session, walk, queue, out.clone()));
         }
         SessionKind::Place { path, readonly, replace } => {

@@ -10,13 +10,13 @@
 
 mod agent;
 mod beside;
-mod changes;
 mod command;
 mod connect;
 mod console;
 mod copy;
 mod devices;
 mod disk;
+mod export;
 mod forwarded;
 mod guest;
 mod handover;

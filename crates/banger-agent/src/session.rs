@@ -5,8 +5,8 @@
 //! output; a process left in the background that keeps the pipes open is waited for only while it still writes.
 
 use crate::beside;
-use crate::changes::ExportError;
 use crate::command::{Defaults, Prepared, prepare};
+use crate::export::ExportError;
 use crate::forwarded::{self, Forwarded};
 use crate::ssh;
 use banger_sys::child;
@@ -126,7 +126,7 @@ async fn start_ssh(start: &ssh::Start) -> std::io::Result<Started> {
     Ok(started)
 }
 
-/// Sends what `walk` writes as a layer; see [`changes`](crate::changes). None is a program that is in no vm.
+/// Sends what `walk` writes as a layer; see [`export`](crate::export). None is a program that is in no vm.
 pub(crate) async fn export<W>(
     session: u32,
     walk: Option<W>,

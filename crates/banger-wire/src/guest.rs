@@ -138,23 +138,19 @@ pub enum SessionKind {
     /// Runs a command; see [`crate::exec`].
     Exec(Box<ExecSpec>),
     /// Serves one ssh connection, whose bytes travel on the [`STDIN`](crate::exec::STDIN) and
-    /// [`STDOUT`](crate::exec::STDOUT) channels, with credits as for a command. Ends like `ExportChanges`.
+    /// [`STDOUT`](crate::exec::STDOUT) channels, with credits as for a command. Ends like `ExportTree`.
     Ssh(Box<SshSpec>),
-    /// Sends what the vm changed on its image as one uncompressed OCI layer: a POSIX tar on the
+    /// Sends a [`GuestStats`](crate::stats::GuestStats) as JSON on the [`STDOUT`](crate::exec::STDOUT) channel. Ends like
+    /// `ExportTree`.
+    Stats,
+    /// Sends a whole tree as one uncompressed OCI layer, with an entry for its root: a POSIX tar on the
     /// [`STDOUT`](crate::exec::STDOUT) channel, with credits as for a command. Ends with
     /// [`Exited`](crate::exec::SessionEvent::Exited) of code 0, or [`Failed`](crate::exec::SessionEvent::Failed) and
-    /// a tar that is to be thrown away. Leaves out what is not the image's: mounts, and the host name, hosts,
-    /// resolver and machine id files the agent wrote.
-    ExportChanges,
-    /// Sends a [`GuestStats`](crate::stats::GuestStats) as JSON on the [`STDOUT`](crate::exec::STDOUT) channel. Ends like
-    /// `ExportChanges`.
-    Stats,
-    /// Sends a whole tree in the same way, with an entry for its root. Only of a vm without an init, where nothing else
-    /// writes to it.
+    /// a tar that is to be thrown away. Only of a vm without an init, where nothing else writes to it.
     ExportTree(TreeKind),
     /// Replaces a directory by what arrives: [items](crate::item) on the [`STDIN`](crate::exec::STDIN) channel, up to
     /// the first `End`. Until that has arrived, whatever happens, the directory is as it was. Then lists it, as `Collect`
-    /// does. Ends like `ExportChanges`.
+    /// does. Ends like `ExportTree`.
     Place {
         /// The directory, absolute; its parents are made.
         path: ByteString,
@@ -165,10 +161,10 @@ pub enum SessionKind {
     },
     /// Writes what arrives: [items](crate::item) on the [`STDIN`](crate::exec::STDIN) channel, up to an `End`, with names
     /// below `/`. Each file replaces what has its name, whole; parents are made. All of it is root's. Ends like
-    /// `ExportChanges`.
+    /// `ExportTree`.
     Write,
     /// Copies what arrives, one file or tree as [items](crate::item) on the [`STDIN`](crate::exec::STDIN) channel up to an
-    /// `End`. All of it is root's. Ends like `ExportChanges`.
+    /// `End`. All of it is root's. Ends like `ExportTree`.
     CopyIn {
         /// Where to; what is not absolute is below root's home.
         path: ByteString,
@@ -178,7 +174,7 @@ pub enum SessionKind {
         into: bool,
     },
     /// Sends one file or tree as [items](crate::item) on the [`STDOUT`](crate::exec::STDOUT) channel, up to an `End`. Ends
-    /// like `ExportChanges`.
+    /// like `ExportTree`.
     CopyOut {
         /// What; what is not absolute is below root's home.
         path: ByteString,
@@ -190,7 +186,7 @@ pub enum SessionKind {
     Listeners,
     /// Connects to a port of the guest's by TCP: [`STDIN`](crate::exec::STDIN) is what goes there,
     /// [`STDOUT`](crate::exec::STDOUT) what comes from there, and the end of each is its `Eof`. Ends with
-    /// [`Failed`](crate::exec::SessionEvent::Failed) when nobody listens or the connection breaks, and like `ExportChanges`
+    /// [`Failed`](crate::exec::SessionEvent::Failed) when nobody listens or the connection breaks, and like `ExportTree`
     /// after both ends.
     Connect {
         /// Where to, as the guest sees it.
@@ -198,7 +194,7 @@ pub enum SessionKind {
     },
     /// Lists a directory as [items](crate::item) on the [`STDOUT`](crate::exec::STDOUT) channel, up to an `End`, then
     /// answers each `Want` from the `STDIN` channel until an `End` there. Names `.git` are left out, at every depth.
-    /// Nothing in the guest is changed. Ends like `ExportChanges`.
+    /// Nothing in the guest is changed. Ends like `ExportTree`.
     Collect {
         /// The directory, absolute.
         path: ByteString,
@@ -211,7 +207,8 @@ pub enum SessionKind {
 pub enum TreeKind {
     /// The image's, as it is on its drive.
     Image,
-    /// What the vm shows: image and changes. Leaves out what [`SessionKind::ExportChanges`] leaves out.
+    /// What the vm shows: image and changes. Leaves out what is not the image's: mounts, and the host name, hosts,
+    /// resolver and machine id files the agent wrote.
     Merged,
     /// The root filesystem of a vm in [`InitMode::Build`]. Leaves out the files that make a vm this one.
     Root,

@@ -403,11 +403,28 @@ impl fmt::Display for NetworkChoice {
 
 #[cfg(test)]
 mod tests {
-    use super::{Cidr, NetTarget};
+    use super::{Cidr, NetTarget, NetworkChoice};
 
     fn net(text: &str) -> Cidr {
         let (address, len) = text.split_once('/').unwrap();
         Cidr::new(address.parse().unwrap(), len.parse().unwrap())
+    }
+
+    #[test]
+    fn no_network_is_a_word_and_no_name() {
+        let choice = |text: &str| text.parse::<NetworkChoice>();
+        assert_eq!(choice("none").unwrap().name(), None);
+        assert_eq!(choice("shop").unwrap().name().unwrap().as_str(), "shop");
+        assert_eq!(
+            choice("a/b").unwrap_err().to_string(),
+            "`a/b` is not a valid network name: use 1 to 63 lower-case letters, digits and hyphens, starting and \
+             ending with a letter or digit"
+        );
+        for text in ["none", "shop"] {
+            let json = serde_json::to_string(&choice(text).unwrap()).unwrap();
+            assert_eq!(json, format!("\"{text}\""));
+            assert_eq!(serde_json::from_str::<NetworkChoice>(&json).unwrap(), choice(text).unwrap());
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! Read directly: the C library's look-up would load the guest's NSS modules into a static program.
 
 use banger_sys::child::Identity;
+use std::collections::HashMap;
 use std::path::Path;
 
 /// Largest `/etc/passwd` or `/etc/group` read; far beyond any real one.
@@ -39,6 +40,19 @@ pub(crate) fn find(root: &Path, spec: &str) -> Result<User, String> {
         None => found.identity.groups = memberships(&groups, &found),
     }
     Ok(found)
+}
+
+/// Returns the names in `passwd` or `group` under `root`, by their numbers; none where it can't be read.
+pub(crate) fn names(root: &Path, file: &str) -> HashMap<u32, String> {
+    let mut names = HashMap::new();
+    for line in read(&root.join("etc").join(file)).unwrap_or_default().lines() {
+        let mut fields = line.split(':');
+        // The first line counts, as for those who look one up.
+        if let (Some(name), Some(Ok(id))) = (fields.next(), fields.nth(1).map(str::parse)) {
+            names.entry(id).or_insert_with(|| name.to_owned());
+        }
+    }
+    names
 }
 
 fn by_number(user: &str) -> Option<User> {

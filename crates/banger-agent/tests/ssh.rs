@@ -381,8 +381,9 @@ fn files_travel_by_scp_sftp_and_rsync() {
     let ran = run(pair.program("sftp").arg("-b").arg(pair.path("script")).arg("guest"));
     let (text, why, status) = said(&ran);
     assert_eq!(status, Some(0), "{text}{why}");
+    // Newer versions ask for names of owners and write the line themselves, without the number of links.
     assert!(
-        text.contains("-rw-------    2 ") && text.contains(&format!("directory: {}", there.display())),
+        text.contains("-rw-------    ") && text.contains(&format!("directory: {}", there.display())),
         "{text}"
     );
     assert_eq!(std::fs::read_link(there.join("new/softer")).unwrap(), Path::new("run"));

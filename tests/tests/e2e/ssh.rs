@@ -4,6 +4,7 @@ use crate::images::{Registry, install, prerequisites};
 use crate::support::{IMAGE, Owner, has, run, show, skip};
 use banger_tests::{code_that_prints, static_program};
 use serde_json::json;
+use std::io::Read as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Command, Output, Stdio};
 use std::time::Instant;
@@ -148,10 +149,15 @@ fn names_of_vms_are_hosts_for_openssh_once_asked_for() {
     // As an editor comes in that splits the line without a shell.
     let text = std::fs::read_to_string(owner.state().join("ssh/config")).unwrap();
     let line = text.lines().find_map(|line| line.trim().strip_prefix("ProxyCommand ")).unwrap();
-    let words: Vec<_> = line.split(' ').map(|word| word.replace("%h", "web.vm")).collect();
-    let args: Vec<_> = words[1..].iter().map(String::as_str).collect();
-    let greeting = ok(&owner, &program(&owner, &words[0], &args));
-    assert!(greeting.starts_with("SSH-2.0-"), "{greeting}");
+    let mut words = line.split(' ').map(|word| word.replace("%h", "web.vm"));
+    let mut proxy = owner.program(words.next().unwrap());
+    proxy.args(words);
+    let mut proxy = known(&owner, proxy).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut greeting = [0; 8];
+    proxy.stdout.as_mut().unwrap().read_exact(&mut greeting).unwrap();
+    assert_eq!(&greeting, b"SSH-2.0-");
+    drop(proxy.stdin.take());
+    assert!(proxy.wait().unwrap().success());
     // Files there and back, and the modes.
     let script = owner.home().join("run.sh");
     std::fs::write(&script, "#!/bin/sh\necho it runs\n").unwrap();

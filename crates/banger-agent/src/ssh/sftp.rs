@@ -4,6 +4,8 @@
 //! A process of the user's own, so the kernel decides what it may. Names are bytes. One request is answered after the
 //! other; clients have many under way.
 
+mod beyond;
+
 use super::fields::{Fields, Packet};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT};
 use std::collections::HashMap;
@@ -72,7 +74,7 @@ const HANDLES_MAX: usize = 256;
 /// Names told at once; a client asks again.
 const NAMES_AT_ONCE: usize = 100;
 /// Extensions, each with its version.
-const EXTENSIONS: [(&str, &str); 7] = [
+const EXTENSIONS: [(&str, &str); 9] = [
     ("posix-rename@openssh.com", "1"),
     ("hardlink@openssh.com", "1"),
     ("fsync@openssh.com", "1"),
@@ -80,6 +82,8 @@ const EXTENSIONS: [(&str, &str); 7] = [
     ("lsetstat@openssh.com", "1"),
     ("limits@openssh.com", "1"),
     ("expand-path@openssh.com", "1"),
+    ("copy-data", "1"),
+    ("users-groups-by-id@openssh.com", "1"),
 ];
 
 /// Serves until the input ends.
@@ -351,6 +355,11 @@ impl Server {
                 };
                 Ok(one_name(absolute(&expanded)?.as_os_str().as_bytes()))
             }
+            "copy-data" => {
+                let (from, offset, len) = (self.file(fields)?, long(fields)?, long(fields)?);
+                beyond::copy((from, offset), len, (self.file(fields)?, long(fields)?))
+            }
+            "users-groups-by-id@openssh.com" => beyond::names(Path::new("/"), bytes(fields)?, bytes(fields)?),
             _ => Err(Refused::Status(UNSUPPORTED)),
         }
     }

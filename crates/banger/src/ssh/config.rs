@@ -20,12 +20,13 @@ const END: &str = "# <<< banger <<<\n";
 const MADE_FILE: &str = " (there was no such file)";
 const MADE_ALL: &str = " (there was no such directory)";
 
-/// Returns the text of our file.
+/// Returns the text of our file. A name with a quote is no vm's: it would end the one that keeps the name a single word for
+/// the shell, and OpenSSH refuses such names since 9.6 only, whoever made them up.
 pub(super) fn render(options: &[(&'static str, String)]) -> String {
     let lines: String = options.iter().map(|(name, value)| format!("    {name} {value}\n")).collect();
     format!(
         "# banger's vms; `banger ssh-config --uninstall` removes this file and what includes it.\n\
-         Host *{DOMAIN}\n{lines}    User root\n"
+         Host *{DOMAIN} \"!*'*\"\n{lines}    User root\n"
     )
 }
 
@@ -195,6 +196,19 @@ mod tests {
         fn included(&self) -> String {
             format!("Include \"{}\"\n", our_file(&self.state).display())
         }
+    }
+
+    #[test]
+    fn our_file_is_of_names_without_quotes() {
+        let text =
+            render(&[("ProxyCommand", "banger vm ssh-proxy '%h'".to_owned()), ("Port", "22".to_owned())]);
+        insta::assert_snapshot!(text, @r#"
+        # banger's vms; `banger ssh-config --uninstall` removes this file and what includes it.
+        Host *.vm "!*'*"
+            ProxyCommand banger vm ssh-proxy '%h'
+            Port 22
+            User root
+        "#);
     }
 
     #[test]

@@ -63,6 +63,14 @@ fn some_request(rng: &mut Rng, top: &Path) -> Vec<u8> {
             let (name, _) = EXTENSIONS[rng.below(EXTENSIONS.len())];
             let packet = packet.bytes(name);
             match name {
+                "copy-data" => {
+                    let packet = packet.bytes(some_handle(rng)).long(rng.number());
+                    let packet = packet.long(rng.below(100_000) as u64).bytes(some_handle(rng));
+                    packet.long(rng.below(100_000) as u64)
+                }
+                "users-groups-by-id@openssh.com" => {
+                    packet.bytes(vec![0; rng.below(5000)]).bytes(vec![0; 4 * rng.below(5000)])
+                }
                 "fsync@openssh.com" => packet.bytes(some_handle(rng)),
                 "lsetstat@openssh.com" => packet.bytes(some_path(rng, top)).raw(&some_changes(rng)),
                 _ => packet.bytes(some_path(rng, top)).bytes(some_path(rng, top)),

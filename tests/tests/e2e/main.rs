@@ -16,6 +16,7 @@ mod initrd;
 mod kvm;
 mod lifecycle;
 mod nested;
+mod nested_network;
 mod network;
 mod ports;
 mod resources;

@@ -17,6 +17,7 @@ mod initrd;
 mod kvm;
 mod lifecycle;
 mod nested;
+mod nested_network;
 mod network;
 mod ports;
 mod resources;

@@ -3,8 +3,9 @@
  *
  * It is entered as a PVH kernel is, in 32-bit protected mode, and stays there: no paging, no interrupts, no SSE, nothing
  * a crippled KVM may lack. It does what its initramfs says, one letter a step (see `guest.rs`), prints on the serial
- * line, and knows virtio well enough to talk as the agent does, on a vsock or a serial port, and to read and write a sector. In C, since a compiler
- * for bare metal needs nothing else; what the compiler must not use is in `guest.rs`.
+ * line, and knows virtio well enough to talk as the agent does, on a vsock or a serial port, to read and write a sector, and
+ * to send and hear frames. In C, since a compiler for bare metal needs nothing else; what the compiler must not use is in
+ * `guest.rs`.
  */
 #include <stdint.h>
 
@@ -51,6 +52,13 @@ static uint8_t in8(uint16_t port)
 	uint8_t value;
 	__asm__ volatile("inb %1, %0" : "=a"(value) : "Nd"(port));
 	return value;
+}
+
+static uint64_t clock(void)
+{
+	uint64_t cycles;
+	__asm__ volatile("rdtsc" : "=A"(cycles));
+	return cycles;
 }
 
 static void put(const void *bytes, uint32_t len)
@@ -100,10 +108,10 @@ void *memcpy(void *to, const void *from, unsigned long len)
 }
 
 /* virtio's queues, of a length that the device may choose; laid out as the oldest version wants it, which suits all. */
-enum { SLOTS_MAX = 128, NEXT = 1, WRITABLE = 2 };
+enum { SLOTS_MAX = 256, PAGE = 4096, NEXT = 1, WRITABLE = 2 };
 
 struct queue {
-	uint8_t memory[8192] __attribute__((aligned(4096)));
+	uint8_t memory[3 * PAGE] __attribute__((aligned(PAGE)));
 	volatile struct {
 		uint64_t address;
 		uint32_t len;
@@ -130,7 +138,7 @@ static void lay_out(struct queue *queue, uint16_t number, uint16_t slots)
 	memset(queue, 0, sizeof *queue);
 	queue->descriptors = (void *)queue->memory;
 	queue->available = (void *)(queue->memory + 16 * slots);
-	queue->used = (void *)(queue->memory + 4096);
+	queue->used = (void *)(queue->memory + (18 * slots + 6 + PAGE - 1) / PAGE * PAGE);
 	queue->number = number;
 	queue->slots = slots;
 	/* No interrupts. */
@@ -157,10 +165,15 @@ static void offer(struct queue *queue, uint16_t slot)
 		out16(queue->notify_port, queue->number);
 }
 
+static int has_used(struct queue *queue)
+{
+	return queue->used->index != queue->seen;
+}
+
 /* Waits until the device has used a slot, and says which. */
 static uint16_t take(struct queue *queue)
 {
-	while (queue->used->index == queue->seen)
+	while (!has_used(queue))
 		__asm__ volatile("pause");
 	queue->len = queue->used->ring[queue->seen % queue->slots].len;
 	return queue->used->ring[queue->seen++ % queue->slots].id;
@@ -170,9 +183,9 @@ static uint16_t take(struct queue *queue)
 enum { BUFFERS = 4, BUFFER = 4096 };
 static uint8_t buffers[BUFFERS][BUFFER] __attribute__((aligned(4096)));
 
-static void offer_buffers(struct queue *queue, uint8_t (*buffers)[BUFFER])
+static void offer_buffers(struct queue *queue, uint8_t (*buffers)[BUFFER], uint16_t count)
 {
-	for (uint16_t slot = 0; slot < BUFFERS; slot++) {
+	for (uint16_t slot = 0; slot < count; slot++) {
 		describe(queue, slot, buffers[slot], BUFFER, WRITABLE);
 		offer(queue, slot);
 	}
@@ -183,7 +196,7 @@ enum {
 	MAGIC = 0x00, ID = 0x08, FEATURES = 0x20, FEATURES_PAGE = 0x24, QUEUE = 0x30, QUEUE_LEN = 0x38, QUEUE_READY = 0x44,
 	NOTIFY = 0x50, STATUS = 0x70, DESCRIPTORS = 0x80, AVAILABLE = 0x90, USED = 0xa0, CONFIG = 0x100,
 };
-enum { BLOCK = 2, VSOCK = 19, DEVICE_PAGES = 64, SLOTS = 8 };
+enum { NET = 1, BLOCK = 2, VSOCK = 19, DEVICE_PAGES = 64, SLOTS = 32 };
 /* Firecracker's from 1.13 on, and those of before. */
 static const uint32_t devices_at[] = { 0xc0001000, 0xd0000000 };
 
@@ -287,7 +300,7 @@ static void dial(uint32_t to_port)
 		enable(vsock, 1, &tx);
 		enable(vsock, 2, &events);
 		set(vsock, STATUS, 15);
-		offer_buffers(&rx, buffers);
+		offer_buffers(&rx, buffers, BUFFERS);
 		describe(&events, 0, event, sizeof event, WRITABLE);
 		offer(&events, 0);
 	}
@@ -311,7 +324,7 @@ static void dial_again(uint32_t to_port)
 
 /* The second port of a virtio-serial device, as QEMU has it on a PCI bus for drivers of before version 1. */
 enum {
-	SERIAL = 0x10031af4, OLD_FEATURES = 4, OLD_QUEUE_PAGE = 8, OLD_QUEUE_LEN = 12, OLD_QUEUE = 14, OLD_NOTIFY = 16,
+	OLD_NET = 0x10001af4, SERIAL = 0x10031af4, OLD_FEATURES = 4, OLD_QUEUE_PAGE = 8, OLD_QUEUE_LEN = 12, OLD_QUEUE = 14, OLD_NOTIFY = 16,
 	OLD_STATUS = 18,
 };
 enum { DEVICE_READY = 0, PORT_ADD = 1, PORT_READY = 3, PORT_OPEN = 6, PORT = 1 };
@@ -332,7 +345,7 @@ static void enable_old(uint16_t ports, uint16_t number, struct queue *queue)
 	out16(ports + OLD_QUEUE, number);
 	lay_out(queue, number, in16(ports + OLD_QUEUE_LEN));
 	queue->notify_port = ports + OLD_NOTIFY;
-	out32(ports + OLD_QUEUE_PAGE, (uint32_t)queue->memory / 4096);
+	out32(ports + OLD_QUEUE_PAGE, (uint32_t)queue->memory / PAGE);
 }
 
 static void tell_control(struct queue *queue, uint32_t port, uint16_t event)
@@ -344,20 +357,27 @@ static void tell_control(struct queue *queue, uint32_t port, uint16_t event)
 	take(queue);
 }
 
-/* Opens the port and waits until the host has. */
-static void open_port(void)
+/* Has a device begin anew, and returns its ports. */
+static uint16_t reset_old(uint32_t kind)
 {
-	static uint8_t control_buffers[BUFFERS][BUFFER];
-	static struct queue first[2], control_in, control_out;
 	uint32_t device = 0;
-	while (pci(device, 0) != SERIAL)
+	while (pci(device, 0) != kind)
 		if (++device == 32)
-			fail("no serial device");
+			fail("no such device");
 	uint16_t ports = pci(device, 0x10) & ~3;
 	pci(device, 4);
 	out16(0xcfc, 7);
 	out8(ports + OLD_STATUS, 0);
 	out8(ports + OLD_STATUS, 3);
+	return ports;
+}
+
+/* Opens the port and waits until the host has. */
+static void open_port(void)
+{
+	static uint8_t control_buffers[BUFFERS][BUFFER];
+	static struct queue first[2], control_in, control_out;
+	uint16_t ports = reset_old(SERIAL);
 	/* Several ports. */
 	out32(ports + OLD_FEATURES, 2);
 	enable_old(ports, 0, &first[0]);
@@ -367,8 +387,8 @@ static void open_port(void)
 	enable_old(ports, 2 + 2 * PORT, &rx);
 	enable_old(ports, 3 + 2 * PORT, &tx);
 	out8(ports + OLD_STATUS, 7);
-	offer_buffers(&rx, buffers);
-	offer_buffers(&control_in, control_buffers);
+	offer_buffers(&rx, buffers, BUFFERS);
+	offer_buffers(&control_in, control_buffers, BUFFERS);
 	tell_control(&control_out, 0, DEVICE_READY);
 	for (;;) {
 		uint16_t slot = take(&control_in);
@@ -380,6 +400,102 @@ static void open_port(void)
 			return;
 		}
 		offer(&control_in, slot);
+	}
+}
+
+/*
+ * A network device. Each frame follows a header, which is longer since version 1. The guest has one address, and says so
+ * to whoever asks; everything else that it says is in its script.
+ */
+enum { ARP_LEN = 42, ARP = 0x0608, ASKS = 0x0100, ANSWERS = 0x0200, UDP_DATA = 42, RESEND = 1 << 28, LINE_MAX = 16 };
+static const uint8_t own_mac[6] = { 0x52, 0x54, 0x00, 0xe7, 0x07, 0x02 }, own_address[4] = { 10, 231, 7, 2 };
+static struct queue net_in, net_out;
+static uint32_t net_header;
+/* Firecracker takes no frame from the host while there is no room for the longest it knows, 64 KiB. */
+enum { FRAMES = SLOTS };
+static uint8_t frames[FRAMES][BUFFER];
+
+static void open_net(uint32_t on_pci)
+{
+	if (on_pci) {
+		uint16_t ports = reset_old(OLD_NET);
+		out32(ports + OLD_FEATURES, 0);
+		enable_old(ports, 0, &net_in);
+		enable_old(ports, 1, &net_out);
+		out8(ports + OLD_STATUS, 7);
+		net_header = 10;
+	} else {
+		uint32_t device = find(NET, 0);
+		negotiate(device);
+		enable(device, 0, &net_in);
+		enable(device, 1, &net_out);
+		set(device, STATUS, 15);
+		net_header = 12;
+	}
+	offer_buffers(&net_in, frames, FRAMES);
+}
+
+static void send_frame(const uint8_t *frame, uint32_t len)
+{
+	static uint8_t header[12];
+	describe(&net_out, 0, header, net_header, NEXT);
+	describe(&net_out, 1, frame, len, 0);
+	offer(&net_out, 0);
+	take(&net_out);
+}
+
+static int is_same(const uint8_t *one, const uint8_t *other, uint32_t len)
+{
+	while (len && *one == *other)
+		one++, other++, len--;
+	return !len;
+}
+
+/* Says whose the address is, when that is what a frame asks. */
+static void answer_arp(const uint8_t *asked)
+{
+	static uint8_t frame[ARP_LEN];
+	if (*(uint16_t *)(asked + 12) != ARP || *(uint16_t *)(asked + 20) != ASKS || !is_same(asked + 38, own_address, 4))
+		return;
+	memcpy(frame, asked + 6, 6);
+	memcpy(frame + 6, own_mac, 6);
+	memcpy(frame + 12, asked + 12, 8);
+	*(uint16_t *)(frame + 20) = ANSWERS;
+	memcpy(frame + 22, own_mac, 6);
+	memcpy(frame + 28, own_address, 4);
+	memcpy(frame + 32, asked + 22, 10);
+	send_frame(frame, sizeof frame);
+}
+
+/*
+ * Takes frames until one has these bytes, and sends another again and again meanwhile. Prints the line that a UDP packet
+ * begins with, if that begins with an exclamation mark.
+ */
+static void hear(const uint8_t *frame, uint32_t len, const uint8_t *bytes, uint32_t wanted)
+{
+	int heard = 0;
+	uint64_t sent = 0;
+	while (!heard) {
+		/* A tenth of a second, or so. */
+		if (len && clock() - sent > RESEND) {
+			send_frame(frame, len);
+			sent = clock();
+		}
+		if (!has_used(&net_in)) {
+			__asm__ volatile("pause");
+			continue;
+		}
+		uint16_t slot = take(&net_in);
+		const uint8_t *at = frames[slot] + net_header, *end = frames[slot] + net_in.len;
+		answer_arp(at);
+		for (uint32_t line = 0; at[UDP_DATA] == '!' && line < LINE_MAX; line++) {
+			put(at + UDP_DATA + line, 1);
+			if (at[UDP_DATA + line] == '\n')
+				break;
+		}
+		for (; at + wanted <= end && !heard; at++)
+			heard = is_same(at, bytes, wanted);
+		offer(&net_in, slot);
 	}
 }
 
@@ -482,6 +598,8 @@ static void perform(const uint8_t *at, const uint8_t *end, const char *cmdline)
 		uint16_t limit;
 		uint32_t base;
 	} __attribute__((packed)) no_interrupts = { 0, 0 };
+	const uint8_t *frame = 0;
+	uint32_t frame_len = 0;
 	while (at + 5 <= end) {
 		uint8_t step = *at;
 		uint32_t value = number(at + 1);
@@ -529,6 +647,22 @@ static void perform(const uint8_t *at, const uint8_t *end, const char *cmdline)
 		case 'v':
 			find(value, 0);
 			say("there");
+			break;
+		case 'g':
+			open_net(value);
+			break;
+		case 'x':
+			send_frame(bytes, value);
+			at += value;
+			break;
+		case 'q':
+			frame = bytes;
+			frame_len = value;
+			at += value;
+			break;
+		case 'h':
+			hear(frame, frame_len, bytes, value);
+			at += value;
 			break;
 		case 'i':
 			echo();

@@ -118,6 +118,22 @@ impl Script {
         self.with(b'v', kind)
     }
 
+    /// Opens the network device: the one on a PCI bus, or the other.
+    pub(crate) fn open_net(self, on_pci: bool) -> Self {
+        self.with(b'g', on_pci.into())
+    }
+
+    /// Sends a frame, once.
+    pub(crate) fn frame(self, frame: &[u8]) -> Self {
+        self.with_bytes(b'x', frame)
+    }
+
+    /// Sends a frame again and again until one is heard that has these bytes, which are in none before. Without a frame
+    /// it waits for that one. What begins like [`crate::frames::udp`]'s text is printed.
+    pub(crate) fn ask(self, frame: &[u8], heard: &[u8]) -> Self {
+        self.with_bytes(b'q', frame).with_bytes(b'h', heard)
+    }
+
     /// Prints what is typed, up to the end of a line.
     pub(crate) fn echo(self) -> Self {
         self.with(b'i', 0)

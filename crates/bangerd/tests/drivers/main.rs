@@ -12,7 +12,9 @@
     reason = "a test"
 )]
 
+mod frames;
 mod guest;
+mod members;
 mod vm;
 
 use banger_wire::exec::{ExitStatus, STDIN, STDOUT, SessionEvent, WINDOW};
@@ -20,6 +22,7 @@ use banger_wire::frame::{Frame, Kind};
 use banger_wire::guest::{GENERATION, GuestMessage, Hello, VSOCK_PORT};
 use banger_wire::vm::{EndReason, Phase, VmEvent, VmRequest};
 use guest::Script;
+use members::frames_come_and_go_and_forged_ones_do_not;
 use serde_json::json;
 use std::fs;
 use std::io::Write as _;
@@ -31,6 +34,7 @@ use vm::{Vm, Vmm};
 struct Bench {
     vmm: Vmm,
     dir: tempfile::TempDir,
+    nft: Option<PathBuf>,
 }
 
 impl Bench {
@@ -53,7 +57,8 @@ impl Bench {
             let kvm = fs::File::options().read(true).write(true).open("/dev/kvm");
             kvm.map_err(|_| "`/dev/kvm` can't be opened")?;
         }
-        let bench = Self { vmm: Vmm { driver, program, pci }, dir: tempfile::tempdir().unwrap() };
+        let dir = tempfile::tempdir().unwrap();
+        let bench = Self { vmm: Vmm { driver, program, pci }, dir, nft: in_path("nft") };
         if driver == "firecracker" && pci && bench.is_version(&["v1.12."]) {
             return Err("this Firecracker has no PCI bus");
         }
@@ -210,6 +215,7 @@ with_each_driver! {
         a_machine_is_saved_and_goes_on_in_other_vms
         what_can_not_be_gone_on_from_is_booted
         what_a_machine_has_used_is_told
+        frames_come_and_go_and_forged_ones_do_not
     }
     {
         drives_are_in_their_order_and_read_only_where_they_shall_be

@@ -44,8 +44,9 @@ pub(crate) use thread::{Child, NetThread};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot, watch};
 
-/// How long the network may take before the vm counts as ready without it.
-const RAISE_WAIT: Duration = Duration::from_secs(5);
+/// How long the network may take before the vm counts as ready without it: on a machine that is very busy, `nft`'s first
+/// start alone, which loads ten modules of the kernel, takes 5 s.
+const RAISE_WAIT: Duration = Duration::from_secs(20);
 /// Changes of the host's addresses come in bursts; they are looked at once.
 const SETTLE: Duration = Duration::from_millis(200);
 

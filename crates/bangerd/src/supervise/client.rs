@@ -197,9 +197,12 @@ async fn bridge(
     link: &Link,
     what: SessionKind,
 ) -> Result<(), StreamError> {
-    let Some(mut session) = link.open(what).await else {
-        let error = WireError::new(ErrorCode::Failed, "too many sessions in this vm");
-        return writer.message(0, &VmEvent::Refused(error)).await;
+    let mut session = match link.open(what).await {
+        Ok(session) => session,
+        Err(why) => {
+            let error = WireError::new(ErrorCode::Failed, why.to_string());
+            return writer.message(0, &VmEvent::Refused(error)).await;
+        }
     };
     writer.message(0, &VmEvent::Accepted).await?;
     let id = session.id;

@@ -46,6 +46,17 @@ pub(crate) struct Link {
     sessions: Rc<RefCell<Sessions>>,
 }
 
+/// A session could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NotOpened {
+    #[error("too many sessions in this vm")]
+    TooMany,
+    #[error("what is asked for is too long for a message")]
+    TooLong,
+    #[error("the vm has ended")]
+    Gone,
+}
+
 /// One open session.
 pub(crate) struct Session {
     pub(crate) id: u32,
@@ -163,23 +174,25 @@ impl Link {
         self.out.reserve().await.ok()
     }
 
-    /// Opens a session; none when there are too many.
-    pub(crate) async fn open(&self, what: SessionKind) -> Option<Session> {
+    /// Opens a session.
+    pub(crate) async fn open(&self, what: SessionKind) -> Result<Session, NotOpened> {
         let (frames, receive) = mpsc::unbounded_channel();
         let pending = Rc::<RefCell<usize>>::default();
         let id = {
             let mut sessions = self.sessions.borrow_mut();
             if sessions.open.len() >= SESSIONS_MAX {
-                return None;
+                return Err(NotOpened::TooMany);
             }
             sessions.next = sessions.next.wrapping_add(1).max(1);
             let id = sessions.next;
             sessions.open.insert(id, Inbox { frames, pending: pending.clone() });
             id
         };
-        let opened = Frame::message(0, &HostMessage::Open { session: id, what }).ok()?;
-        self.out.send(opened).await.ok()?;
-        Some(Session { id, frames: receive, pending, link: self.clone() })
+        let opened = Frame::message(0, &HostMessage::Open { session: id, what });
+        // Dropped, it is no session any more.
+        let session = Session { id, frames: receive, pending, link: self.clone() };
+        self.out.send(opened.map_err(|_| NotOpened::TooLong)?).await.map_err(|_| NotOpened::Gone)?;
+        Ok(session)
     }
 }
 
@@ -257,3 +270,24 @@ fn deliver(sessions: &RefCell<Sessions>, frame: Frame) {
 
 #[cfg(test)]
 mod fuzz;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn why_no_session_is_opened_is_told_apart() {
+        let (out, mut queue) = mpsc::channel(SESSIONS_MAX + 1);
+        let link = Link { out, sessions: Rc::default() };
+        let mut open = Vec::new();
+        for _ in 0..SESSIONS_MAX {
+            open.push(link.open(SessionKind::Stats).await.unwrap());
+        }
+        let refused = async || link.open(SessionKind::Stats).await.map(|_| ()).unwrap_err().to_string();
+        assert_eq!(refused().await, "too many sessions in this vm");
+        open.clear();
+        queue.close();
+        assert_eq!(refused().await, "the vm has ended");
+        assert_eq!(link.sessions.borrow().open.len(), 0);
+    }
+}

@@ -28,7 +28,7 @@ pub(super) fn reset(stream: TcpStream) {
 /// Carries a connection to its end.
 pub(super) async fn carry(mut client: TcpStream, link: &Link, address: SocketAddr) {
     let _ = client.set_nodelay(true);
-    let Some(mut session) = link.open(SessionKind::Connect { address }).await else { return reset(client) };
+    let Ok(mut session) = link.open(SessionKind::Connect { address }).await else { return reset(client) };
     let id = session.id;
     let carried = exchange(&mut client, link, &mut session).await;
     if carried.is_err() {

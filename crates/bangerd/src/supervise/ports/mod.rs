@@ -147,7 +147,7 @@ impl Ports {
         loop {
             tell(None, &table);
             let Some(link) = ready(&shared).await else { return };
-            let Some(mut session) = link.open(SessionKind::Listeners).await else {
+            let Ok(mut session) = link.open(SessionKind::Listeners).await else {
                 tokio::time::sleep(ASK_AGAIN).await;
                 continue;
             };

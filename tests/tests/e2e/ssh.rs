@@ -10,16 +10,22 @@ use std::process::{Command, Output, Stdio};
 use std::time::Instant;
 
 /// Has OpenSSH know its user, as it insists: an owner is in no list of users. Only this command sees the one it is in.
-fn known(owner: &Owner, mut inner: Command) -> Command {
-    let Some(uid) = owner.uid() else {
-        inner.stdin(Stdio::null());
-        return inner;
-    };
+fn known(owner: &Owner, inner: Command) -> Command {
+    let (own_uid, own_gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
+    let uid = owner.uid().unwrap_or(own_uid);
     let users = owner.home().join("passwd");
     let line = format!("owner:x:{uid}:{uid}::{}:/bin/sh\n", owner.home().display());
-    std::fs::write(&users, std::fs::read_to_string("/etc/passwd").unwrap() + &line).unwrap();
+    // Before the others: whoever runs the tests is in the list already, with another home.
+    std::fs::write(&users, line + &std::fs::read_to_string("/etc/passwd").unwrap()).unwrap();
     let mut command = Command::new("unshare");
+    if owner.uid().is_none() {
+        command.args(["--user", "--map-root-user"]);
+    }
     command.args(["--mount", "sh", "-c", "mount --bind \"$0\" /etc/passwd && exec \"$@\""]).arg(users);
+    if owner.uid().is_none() {
+        let own = [format!("--map-user={own_uid}"), format!("--map-group={own_gid}")];
+        command.args(["unshare", "--user"]).args(own);
+    }
     command.arg(inner.get_program()).args(inner.get_args()).env_clear().stdin(Stdio::null());
     command.envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))));
     command.current_dir(owner.home());

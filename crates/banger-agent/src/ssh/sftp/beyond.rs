@@ -10,6 +10,7 @@ use std::path::Path;
 
 /// Bytes copied at once.
 const CHUNK_LEN: u16 = 32 * 1024;
+
 /// Copies `len` bytes, or with 0 what there is, from one open file to another.
 pub(super) fn copy(from: (&File, u64), len: u64, to: (&File, u64)) -> Answer {
     let id = |file: &File| file.metadata().map(|found| (found.dev(), found.ino()));
